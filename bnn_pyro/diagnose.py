@@ -1,0 +1,156 @@
+"""Whether to believe a posterior: a verdict, its reasons, and what to do about them.
+
+MCMC is judged in function space (``function_space.py``), where a network can be seen to converge:
+rank-normalised R-hat < 1.01, bulk and tail ESS > 400, E-BFMI > 0.3, no divergences, at most 1 % of trees at their limit.
+Source: Vehtari et al. 2021, arXiv:1903.08008; Betancourt 2016, arXiv:1604.00695; k-hat: Yao et al. 2018, arXiv:1802.02538.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnn_pyro import results
+from bnn_pyro.inference import MAP, NUTS
+
+if TYPE_CHECKING:
+    from bnn_pyro.posterior import Posterior
+
+R_HAT, ESS, E_BFMI, TREES_AT_LIMIT = 1.01, 400.0, 0.3, 0.01
+MOVING_NATS_PER_ROW = 0.005  # a gain of the ELBO over the last tenth of the steps that is worth more steps
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``verdict`` is ``"converged"``, ``"approximate"`` or ``"not converged"``; numbers are what it was read from."""
+
+    verdict: str
+    reasons: list[str]
+    remedies: list[str] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"verdict: {self.verdict}"]
+        lines += [f"  - {reason}" for reason in self.reasons]
+        lines += [f"  remedy: {remedy}" for remedy in self.remedies]
+        return "\n".join(lines)
+
+
+def diagnose(posterior: Posterior) -> Verdict:
+    """The verdict on a posterior; see ``Verdict``."""
+    finite = bool(np.isfinite(posterior.draws.z.numpy()).all())
+    if not finite:
+        return Verdict("not converged", ["some draws are not finite."], ["Standardise the data or lower lr."])
+    if isinstance(posterior.method, NUTS):
+        return _sampled(posterior, posterior.method)
+    return _approximated(posterior)
+
+
+def _sampled(posterior: Posterior, method: NUTS) -> Verdict:
+    stats = posterior.draws.stats
+    watched = results.dataset(posterior.idata, "function_space")
+    r_hat = _worst(results.r_hat(watched), watched, np.nanmax)
+    bulk = _worst(results.ess(watched, "bulk"), watched, np.nanmin)
+    tail = _worst(results.ess(watched, "tail"), watched, np.nanmin)
+    divergences = int(stats["diverging"].sum())
+    limit = float((stats["tree_depth"] >= method.max_tree_depth).mean())
+    bfmi = float(np.min(results.e_bfmi(stats["energy"])))
+    numbers = {"r_hat": r_hat[1], "ess_bulk": bulk[1], "ess_tail": tail[1], "e_bfmi": bfmi,
+               "divergences": divergences, "trees_at_limit": limit}  # fmt: skip
+    shown = (
+        f"in function space: R-hat at most {r_hat[1]:.4f}, ESS at least {bulk[1]:.0f} (bulk) and {tail[1]:.0f} (tail); "
+        f"E-BFMI {bfmi:.2f}; {divergences} divergences; {limit:.1%} of trees at their limit."
+    )
+    faults, remedies = [], []
+    if method.chains < 4:
+        faults.append(f"{method.chains} chain(s): R-hat needs at least 4 to say something.")
+        remedies.append("chains=4")
+    if not r_hat[1] < R_HAT:
+        faults.append(f"R-hat of {r_hat[0]} is {r_hat[1]:.3f}, expected below {R_HAT}: chains disagree.")
+        remedies.append(f"more warmup and draws: warmup={2 * method.warmup}, draws={2 * method.draws}")
+    if not (bulk[1] > ESS and tail[1] > ESS):
+        name, value = min(bulk, tail, key=lambda pair: pair[1])
+        more = int(np.ceil(method.draws * min(10.0, 1.3 * ESS / max(value, 1.0)) / 100) * 100)
+        faults.append(f"ESS of {name} is {value:.0f}, expected above {ESS:.0f}.")
+        remedies.append(f"more draws: draws={max(more, method.draws + 100)}")
+    if divergences:
+        faults.append(f"{divergences} of {stats['diverging'].size} draws diverged; means may be biased.")
+        higher = (1 + method.target_accept) / 2
+        remedies.append(f"smaller steps: target_accept={higher:.3g}; or non-centre the scale sites")
+    if limit > TREES_AT_LIMIT:
+        faults.append(f"{limit:.1%} of trees stopped at max_tree_depth={method.max_tree_depth}, expected at most 1 %.")
+        remedies.append(f"max_tree_depth={method.max_tree_depth + 2}, or more warmup")
+    if not bfmi > E_BFMI:
+        faults.append(f"E-BFMI is {bfmi:.2f}, expected above {E_BFMI}: the energy is explored slowly.")
+        remedies.append("reparameterise heavy-tailed sites")
+    if faults:
+        return Verdict("not converged", [*faults, shown], list(dict.fromkeys(remedies)), numbers)
+    return Verdict("converged", [shown], [], numbers)
+
+
+def _worst(by_name: dict[str, np.ndarray], watched: Any, pick: Any) -> tuple[str, float]:
+    """The worst entry and its name; quantities that never change (a fixed noise scale) say nothing and are passed over."""
+    candidates = []
+    for name, value in by_name.items():
+        array = watched[name].values
+        moves = np.ptp(array.reshape(-1, *array.shape[2:]), axis=0) > 0
+        entries = np.where(moves, value, np.nan)
+        if np.any(moves):
+            unusable = np.isnan(np.asarray(value)) & moves
+            candidates.append((name, float("nan") if np.any(unusable) else float(pick(entries))))
+    if not candidates:
+        return "every quantity", float("nan")
+    if any(np.isnan(v) for _, v in candidates):
+        return next(c for c in candidates if np.isnan(c[1]))
+    return pick is np.nanmax and max(candidates, key=lambda c: c[1]) or min(candidates, key=lambda c: c[1])
+
+
+def _approximated(posterior: Posterior) -> Verdict:
+    elbo = posterior.draws.history["elbo"]
+    gain, noise = elbo_gain(elbo)
+    what = "log joint density" if isinstance(posterior.method, MAP) else "ELBO"
+    numbers = {"elbo": float(elbo[-max(1, len(elbo) // 10) :].mean()), "elbo_gain": gain}
+    if gain > max(3 * noise, MOVING_NATS_PER_ROW * posterior.data.n):
+        return Verdict(
+            "not converged",
+            [f"the {what} still rose by {gain:.1f} nats over the last tenth of the steps (noise {noise:.1f})."],
+            [f"steps={2 * len(elbo)}"],
+            numbers,
+        )
+    if isinstance(posterior.method, MAP):
+        return Verdict(
+            "approximate",
+            [f"the {what} has settled; a single point, so epistemic uncertainty is absent by construction."],
+            ["inference='svi' or 'nuts' for uncertainty about the weights"],
+            numbers,
+        )
+    reasons = [f"the {what} has settled at {numbers['elbo']:.1f} nats."]
+    stats = posterior.draws.stats
+    if "log_q" in stats:
+        k = results.pareto_k((stats["log_p"] - stats["log_q"]).reshape(-1))
+        numbers["pareto_k"] = k
+        reasons.append(f"k-hat {k:.2f}: {_k_hat_words(k)}")
+    return Verdict("approximate", reasons, [], numbers)
+
+
+def elbo_gain(elbo: np.ndarray) -> tuple[float, float]:
+    """Rise of the mean ELBO from the last tenth but one to the last tenth of the steps, and its standard error (nats).
+
+    The error is from means of ten blocks a tenth, since neighbouring steps share parameters.
+    """
+    size = max(1, len(elbo) // 10)
+    if len(elbo) < 2 * size or size < 10:
+        return 0.0, float("inf")
+    last, before = elbo[-size:], elbo[-2 * size : -size]
+    errors = [np.std([b.mean() for b in np.array_split(part, 10)], ddof=1) / np.sqrt(10) for part in (last, before)]
+    return float(last.mean() - before.mean()), float(np.hypot(*errors))
+
+
+def _k_hat_words(k: float) -> str:
+    if k < 0.5:
+        return "good; importance weights could correct what is left."
+    if k < 0.7:
+        return "weak; the guide differs from the posterior."
+    return "above 0.7: importance weights cannot repair the guide, as is usual for a mean-field network."

@@ -1,0 +1,143 @@
+"""``fit``: joins a model, rows and an inference method into a posterior."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import asdict, is_dataclass, replace
+from typing import Any
+
+import torch
+
+from bnn_pyro.compiled import BACKENDS
+from bnn_pyro.data import Data, collect, inputs_to_tensors, learn_units, to_tensor
+from bnn_pyro.draws import Draws
+from bnn_pyro.errors import DataError, OptionError, unknown
+from bnn_pyro.inference import MAP, NUTS, SVI, Method, make_method
+from bnn_pyro.model import BNN, Model
+from bnn_pyro.posterior import Posterior
+from bnn_pyro.pyro_nuts import sample_nuts
+from bnn_pyro.pyro_svi import fit_guide
+from bnn_pyro.structure import build_target
+from bnn_pyro.target import Target
+
+ENGINES = ("pyro",)
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def fit(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    inference: str | Method = "nuts",
+    seed: int = 0,
+    standardize: bool | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str = "cpu",
+    engine: str = "pyro",
+    backend: str = "auto",
+    progress: bool = True,
+    **options: Any,
+) -> Posterior:
+    """Fits a Bayesian neural network and returns its posterior.
+
+    Args:
+        model: A model of the zoo, a ``BNN``, or a Pyro program ``model(x, y=None)``.
+        x: Rows: an array, tensor or data frame (n, ...), a dict of arrays that share the row axis, or the part of a data
+            set that holds x and y (``data.train``).
+        y: Targets (n,), or (n, k) where the observed site has event shape (k,).
+        inference: ``"nuts"``, ``"svi"``, ``"map"``, or a value such as ``NUTS(chains=4)``.
+        seed: All randomness comes from it; torch's, numpy's and Pyro's global state is the same after as before.
+        standardize: Put inputs (and real targets) into standard units, learnt on these rows; None for the model's default.
+        dtype: ``"float32"`` or ``"float64"``.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        engine: ``"pyro"``: Pyro's own SVI and NUTS.
+        backend: How gradients are computed for NUTS: ``"inductor"``, ``"traced"``, ``"program"``, or ``"auto"``, which
+            compiles from 10,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
+        progress: Show a bar on a terminal.
+        **options: The method's settings, such as ``chains=4, warmup=500, draws=500``.
+    Raises: BNNError, in one sentence and before any sampling, for data, models or options that cannot be used.
+    """
+    bnn = model if isinstance(model, Model) else BNN(model)
+    method = _method(inference, options)
+    torch_dtype, torch_device = _dtype(dtype), _device(device)
+    for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
+        if given not in known:
+            raise unknown(kind, given, known)
+    _check_seed(seed)
+    data = _rows(bnn, x, y)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wanted = bnn.standardize if standardize is None else standardize
+        units = learn_units(data, x=wanted, y=wanted and bnn.real_targets, where=bnn.name)
+    notes = [str(w.message) for w in caught]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    target = make_target(bnn, data, units, torch_dtype, torch_device)
+
+    began = time.perf_counter()
+    draws = _infer(target, method, bnn, seed, backend, progress)
+    if draws.params:
+        target = replace(target, params=draws.params)
+    draws.info |= {"engine": engine, "wall_time": time.perf_counter() - began}
+    return Posterior(bnn, data, units, target, method, draws, seed, notes)
+
+
+def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: Any, params: Any = None) -> Target:
+    """The target of a model on rows in original units."""
+    floating = bnn.card is not None  # zoo models take floats; a user's program gets integers as it passed them
+    x = inputs_to_tensors(units.inputs(data.x), dtype, device, floating)
+    assert data.y is not None, "checked by _rows"
+    y = to_tensor(units.targets(data.y), dtype, device, floating=floating)
+    return build_target(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
+
+
+def hyperparameters(bnn: Model) -> dict[str, Any]:
+    """Hyper-parameters of a zoo model by name; none for a user's program."""
+    return asdict(bnn) if is_dataclass(bnn) and not isinstance(bnn, type) else {}
+
+
+def _infer(target: Target, method: Method, bnn: Model, seed: int, backend: str, progress: bool) -> Draws:
+    if isinstance(method, NUTS):
+        return sample_nuts(target, method, seed, backend, progress)
+    assert isinstance(method, SVI | MAP), "make_method knows no other"
+    return fit_guide(target, method, bnn.guide, seed, progress)
+
+
+def _method(inference: str | Method, options: dict) -> Method:
+    return make_method(inference, options, also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress"))
+
+
+def _rows(bnn: Model, x: Any, y: Any) -> Data:
+    if y is None and hasattr(x, "x") and hasattr(x, "y"):
+        data = collect(x.x, x.y, where=bnn.name)
+        columns = data.columns or getattr(x, "columns", None)
+        return replace(data, columns=columns, target=data.target or getattr(x, "target", None))
+    if y is None:
+        raise DataError(f"{bnn.name}, y: expected targets, got none. Call fit(x, y), or fit(data.train).")
+    return collect(x, y, where=bnn.name)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        made = torch.device(device)
+    except RuntimeError as error:
+        raise unknown("device", device, ("cpu", "cuda", "auto")) from error
+    if made.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device: expected one that torch can use, got 'cuda', and torch finds none. Use device='cpu'.")
+    return made
+
+
+def _check_seed(seed: int) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise OptionError(f"seed: expected a whole number of at least 0, got {seed!r}.")

@@ -1,0 +1,77 @@
+"""Quantities of a network that do not change when its units are permuted or change sign: what can be seen to converge.
+
+Weights of a network have many equivalent modes, so their R-hat may stay high for ever. The function at fixed inputs, the
+log likelihood, the log prior, the noise and each layer's size do not know which unit is which.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnn_pyro.batching import map_draws
+from bnn_pyro.data import Inputs, Units
+from bnn_pyro.isolation import isolated
+from bnn_pyro.likelihoods import mean_and_variance
+from bnn_pyro.target import Target
+
+PROBES = 50
+
+
+def probe_rows(n: int) -> np.ndarray:
+    """Indices of the training rows at which the function is watched: 50 evenly spaced ones, or all if there are fewer."""
+    return np.unique(np.linspace(0, n - 1, min(n, PROBES)).round().astype(int))
+
+
+def function_space(target: Target, units: Units, z: Tensor) -> dict[str, np.ndarray]:
+    """By name, arrays (chain, draw, ...) of draws z (chain, draw, dim).
+
+    ``f``: conditional mean of y at the probe rows, original units, where the likelihood has one. ``noise_scale``: root of
+    the mean conditional variance there. ``log_likelihood``: of all training rows, original units of y. ``log_prior``:
+    with the log-Jacobian, standard units. ``norm_<site>``: sum of squares of each site that is not a number.
+    """
+    chains, draws, dim = z.shape
+    index = torch.as_tensor(probe_rows(target.n), device=target.device)
+    probes: Inputs = {k: v[index] for k, v in target.x.items()} if isinstance(target.x, dict) else target.x[index]
+    has_f = _has_mean(target, z[0, 0], probes)
+
+    def one(z: Tensor) -> dict[str, Tensor]:
+        result = target.evaluate(z)
+        out = {
+            "log_likelihood": sum(t.sum(dtype=torch.float64) for t in result.log_likelihood.values()),
+            "log_prior": result.log_prior,
+        }
+        for site in target.sites:
+            if site.shape:
+                out[f"norm_{site.name}"] = (result.values[site.name].double() ** 2).sum()
+        if has_f:
+            mean, variance = mean_and_variance(target.forward(z, probes), target.name)
+            out |= {"f": mean, "noise_scale": variance.double().mean(0).sqrt()}
+        return out
+
+    parts: dict[str, list[np.ndarray]] = {}
+    with isolated(dtype=target.dtype), torch.no_grad():
+        for _, block in map_draws(one, z.reshape(-1, dim).to(target.device)):
+            for name, value in block.items():
+                parts.setdefault(name, []).append(value.cpu().double().numpy())
+    joined = {name: np.concatenate(blocks) for name, blocks in parts.items()}
+    joined["log_likelihood"] = joined["log_likelihood"] - target.n * units.log_jacobian
+    if has_f:
+        joined["f"] = joined["f"] * units.y_sd + units.y_mean
+        joined["noise_scale"] = joined["noise_scale"] * units.y_sd
+    order = ["f", "noise_scale", "log_likelihood", "log_prior"]
+    names = [n for n in order if n in joined] + [n for n in joined if n not in order]
+    return {name: joined[name].reshape(chains, draws, *joined[name].shape[1:]) for name in names}
+
+
+def _has_mean(target: Target, z: Tensor, probes: Inputs) -> bool:
+    """Whether the program can be evaluated at the probe rows alone and its likelihood has a finite mean there."""
+    if len(target.observed) != 1 or target.joint or any(s.by_row for s in target.sites):
+        return False
+    with isolated(dtype=target.dtype), torch.no_grad():
+        fn = target.forward(z.to(target.device), probes)
+        try:
+            return bool(torch.isfinite(fn.mean).all())
+        except (NotImplementedError, AttributeError):
+            return False

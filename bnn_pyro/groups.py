@@ -1,0 +1,101 @@
+"""A posterior as ArviZ groups: arrays, dimension names and coordinates, in original units where y is concerned."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bnn_pyro import results
+from bnn_pyro.batching import gather_draws
+from bnn_pyro.function_space import function_space, probe_rows
+from bnn_pyro.isolation import derive_seed, isolated
+from bnn_pyro.prediction import predict
+from bnn_pyro.prior import prior_draws
+
+if TYPE_CHECKING:
+    from bnn_pyro.posterior import Posterior
+
+PRIOR_DRAWS = 500
+
+
+def build_groups(posterior: Posterior) -> Any:
+    """All groups of a fitted posterior, as InferenceData (ArviZ 0.2x) or DataTree (1.x).
+
+    A group that the program cannot give (no prior draws of an improper prior, no pointwise log likelihood of a joint
+    observation) is left out with a warning that says so.
+    """
+    target, units, z = posterior.target, posterior.units, posterior.draws.z
+    name = target.observed[0].name
+    groups: dict[str, dict[str, np.ndarray]] = {"posterior": _constrained(posterior)}
+    groups["sample_stats"] = posterior.draws.stats
+    if not target.joint:
+        groups["log_likelihood"] = _log_likelihood(posterior)
+    prior = prior_draws(target, units, PRIOR_DRAWS, derive_seed(posterior.seed, "prior"))
+    if prior is not None:
+        groups["prior"], groups["prior_predictive"] = prior
+    else:
+        warnings.warn(f"{target.name}: a prior is improper, so 'prior' and 'prior_predictive' are left out.", stacklevel=2)
+    if len(target.observed) == 1:
+        seed = derive_seed(posterior.seed, "posterior predictive")
+        seen = predict(target, units, z.to(target.device), target.x, seed)
+        groups["posterior_predictive"] = {name: seen.draws}
+    groups["function_space"] = function_space(target, units, z)
+    groups["observed_data"] = {name: posterior.data.y}
+    groups["constant_data"] = _inputs(posterior)
+    dims, coords = _names(posterior, groups)
+    return results.build(groups, dims, coords, posterior.attrs)
+
+
+def _constrained(posterior: Posterior) -> dict[str, np.ndarray]:
+    target, z = posterior.target, posterior.draws.z
+    flat = z.reshape(-1, z.shape[-1]).to(target.device)
+    with isolated(dtype=target.dtype):
+        values = gather_draws(target.constrain, flat)
+    return {k: v.reshape(*z.shape[:2], *v.shape[1:]).cpu().numpy() for k, v in values.items()}
+
+
+def _log_likelihood(posterior: Posterior) -> dict[str, np.ndarray]:
+    target, z = posterior.target, posterior.draws.z
+    flat = z.reshape(-1, z.shape[-1]).to(target.device)
+    with isolated(dtype=target.dtype):
+        terms = gather_draws(lambda one: {k: v.double() for k, v in target.evaluate(one).log_likelihood.items()}, flat)
+    shape = z.shape[:2]
+    arrays = {k: v.reshape(*shape, -1).cpu().numpy() - posterior.units.log_jacobian for k, v in terms.items()}
+    return {k: results.untie(v) for k, v in arrays.items()}
+
+
+def _inputs(posterior: Posterior) -> dict[str, np.ndarray]:
+    x = posterior.data.x
+    probe = {"probe_row": probe_rows(posterior.data.n)}
+    return (dict(x) if isinstance(x, dict) else {"x": x}) | probe
+
+
+def _names(posterior: Posterior, groups: dict[str, dict[str, np.ndarray]]) -> tuple[dict, dict]:
+    target, data = posterior.target, posterior.data
+    sites = {s.name: s.dims for s in target.sites}
+    extra = [f"output_{i}" for i in range(1, 8)]
+    row_dims = {name: ("row", *extra) for name in (o.name for o in target.observed)}
+    dims: dict[str, dict[str, tuple[str, ...]]] = {"posterior": sites, "prior": sites}
+    for group in ("log_likelihood", "posterior_predictive", "prior_predictive", "observed_data"):
+        lead = 0 if group == "observed_data" else 2
+        dims[group] = {k: row_dims[k][: v.ndim - lead] for k, v in groups.get(group, {}).items()}
+    dims["function_space"] = {
+        k: ("probe", *extra)[: v.ndim - 2] if k == "f" else tuple(extra[: v.ndim - 2])
+        for k, v in groups["function_space"].items()
+    }
+    dims["constant_data"] = {
+        k: ("probe",) if k == "probe_row" else ("row", *_input_dims(k, v)) for k, v in groups["constant_data"].items()
+    }
+    coords: dict[str, Any] = {"row": np.arange(data.n), "probe": probe_rows(data.n)}
+    if data.columns is not None:
+        coords["feature"] = list(data.columns)
+    return dims, coords
+
+
+def _input_dims(name: str, value: np.ndarray) -> tuple[str, ...]:
+    if name == "x" and value.ndim == 2:
+        return ("feature",)
+    return tuple(f"{name}_dim_{i}" for i in range(1, value.ndim))

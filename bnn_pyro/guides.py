@@ -1,0 +1,78 @@
+"""Pyro's autoguides by name, started where a network can learn.
+
+Pyro starts the means of an autoguide at the median or at zero in unconstrained space. For a network that is a symmetric
+start: all units of a layer are equal and most gradients vanish. Here weights start at a draw of their prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from pyro.distributions.transforms import block_autoregressive, iterated
+from pyro.infer import autoguide
+from pyro.infer.autoguide.initialization import init_to_feasible
+from torch import Tensor
+from torch.distributions import constraints
+
+from bnn_pyro.errors import ModelError
+from bnn_pyro.structure import draw_from_prior
+from bnn_pyro.target import Program
+
+INIT_SCALE = 0.05  # sd of each weight under a fresh guide: small beside a prior of sd 1, so that the first ELBO is finite
+
+
+def init_to_prior(site: Any = None) -> Tensor:
+    """Autoguide initialisation: a draw of the prior where the support is the reals, the feasible point elsewhere.
+
+    Scales start at 1 rather than at a draw, since half-Cauchy draws can be anything.
+    """
+    if site is None:
+        return init_to_prior  # type: ignore[return-value]  # Pyro's protocol for bare functions
+    support = site["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return draw_from_prior(site["name"], site["fn"])[0].detach() if support is constraints.real else init_to_feasible(site)
+
+
+_WITH_SCALE = {
+    "diagonal": autoguide.AutoDiagonalNormal,
+    "gaussian": autoguide.AutoGaussian,
+    "lowrank": autoguide.AutoLowRankMultivariateNormal,
+    "multivariate": autoguide.AutoMultivariateNormal,
+    "normal": autoguide.AutoNormal,
+    "normal_messenger": autoguide.AutoNormalMessenger,
+    "hierarchical_normal_messenger": autoguide.AutoHierarchicalNormalMessenger,
+    "structured": autoguide.AutoStructured,
+}
+_WITHOUT_SCALE = {
+    "delta": autoguide.AutoDelta,
+    "iaf": autoguide.AutoIAFNormal,
+    "laplace": autoguide.AutoLaplaceApproximation,
+    "regressive_messenger": autoguide.AutoRegressiveMessenger,
+}
+
+
+def autoguide_by_name(name: str, program: Program) -> Any:
+    """A fresh Pyro autoguide of ``program``; names are those of ``bnn_pyro.inference.svi.GUIDES``."""
+    if name in _WITH_SCALE:
+        return _WITH_SCALE[name](program, init_loc_fn=init_to_prior, init_scale=INIT_SCALE)
+    if name == "flow":
+        transform = partial(iterated, 2, partial(block_autoregressive, activation="tanh"))
+        return autoguide.AutoNormalizingFlow(program, transform)
+    return _WITHOUT_SCALE[name](program, init_loc_fn=init_to_prior)
+
+
+def make_guide(guide: Any, own: Callable[[], Any] | None, program: Program, where: str) -> Any:
+    """The guide that ``SVI(guide=...)`` asks for: by name, a class of autoguide, a program, or the model's own."""
+    if guide is None:
+        made = own() if own is not None else None
+        return made if made is not None else autoguide_by_name("normal", program)
+    if isinstance(guide, str):
+        return autoguide_by_name(guide, program)
+    if isinstance(guide, type):
+        if not issubclass(guide, autoguide.AutoGuide):
+            raise ModelError(f"{where}, guide: expected a subclass of AutoGuide, got the class {guide.__name__}.")
+        return guide(program)
+    return guide

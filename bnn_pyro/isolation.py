@@ -1,0 +1,60 @@
+"""Global state, borrowed and given back: generators, default dtype, parameter store, validation flags, warnings.
+
+Pyro and torch keep much of their state in module globals. Every public call that runs a Pyro program does so inside
+``isolated``, so that nothing a caller can observe is different afterwards, whether the call returned or raised.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyro
+import torch
+
+_LOCK = threading.RLock()  # the state below is per process, so one fit at a time may hold it
+
+
+@contextmanager
+def isolated(seed: int | None = None, dtype: torch.dtype = torch.float32, params: dict | None = None) -> Iterator[None]:
+    """Runs the body with its own random state, default dtype and empty parameter store, and restores the caller's.
+
+    Pyro's and torch's argument checks are off inside: a density that is not finite is an answer, not an error, and
+    ``vmap`` refuses checks that read tensor values. ``bnn_pyro.target`` makes its own, once, before work starts.
+
+    Args:
+        seed: Seeds torch, numpy and ``random`` inside; None leaves the inner state as the caller's.
+        dtype: Default dtype inside, so that ``dist.Normal(0., 1.)`` in a program follows.
+        params: A state that ``pyro.get_param_store().get_state()`` returned, to start from.
+    """
+    with _LOCK:
+        numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+        default_dtype = torch.get_default_dtype()
+        torch_validates = torch.distributions.Distribution._validate_args  # Pyro restores its own flag only
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        try:
+            with (
+                warnings.catch_warnings(),
+                torch.random.fork_rng(devices=devices),
+                pyro.get_param_store().scope(params),
+                pyro.validation_enabled(False),
+            ):
+                torch.set_default_dtype(dtype)
+                if seed is not None:
+                    pyro.set_rng_seed(seed)
+                yield
+        finally:
+            torch.set_default_dtype(default_dtype)
+            torch.distributions.Distribution.set_default_validate_args(torch_validates)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+
+
+def derive_seed(seed: int, *keys: int | str) -> int:
+    """A 32-bit seed (all that numpy takes) from ``seed`` and the keys; other keys give an unrelated stream."""
+    words = [int.from_bytes(k.encode(), "little") if isinstance(k, str) else k for k in keys]
+    return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint32)[0])

@@ -1,0 +1,69 @@
+"""Conditional distributions of y given weights: their moments, and their tensors taken out and put back.
+
+A distribution that a program builds under ``vmap`` cannot leave it; its tensors can. ``split`` takes any torch or Pyro
+distribution apart into tensors and a function that puts it together again around other tensors of the same shapes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.transforms import Transform
+
+from bnn_pyro.errors import ModelError
+
+
+def split(fn: Distribution) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Distribution]]:
+    """Tensors of a distribution (nested ones and those of transforms included), and how to rebuild it from others."""
+    tensors: list[Tensor] = []
+
+    def template(value: Any) -> Callable[[Sequence[Tensor]], Any]:
+        if isinstance(value, Tensor):
+            index = len(tensors)
+            tensors.append(value)
+            return lambda new: new[index]
+        if isinstance(value, Distribution | Transform):
+            parts = {name: template(part) for name, part in vars(value).items()}
+            kind = type(value)
+
+            def rebuild(new: Sequence[Tensor]) -> Any:
+                made = copy.copy(value) if not isinstance(value, Distribution) else kind.__new__(kind)
+                made.__dict__.update({name: part(new) for name, part in parts.items()})
+                return made
+
+            return rebuild
+        if isinstance(value, list | tuple) and any(isinstance(v, Tensor | Distribution | Transform) for v in value):
+            items = [template(v) for v in value]
+            container = type(value)
+            return lambda new: container(item(new) for item in items)
+        return lambda new: value
+
+    make = template(fn)
+    return tensors, make
+
+
+def mean_and_variance(fn: Distribution, where: str) -> tuple[Tensor, Tensor]:
+    """Mean and variance of y by row, each of y's shape, in y's units and squared units.
+
+    Raises: ModelError where the distribution states none (for example a categorical one).
+    """
+    try:
+        mean, variance = fn.mean, fn.variance
+    except (NotImplementedError, AttributeError) as error:
+        raise ModelError(
+            f"{where}: expected a likelihood with a mean and a variance, got {type(fn).__name__}, which states none. "
+            "Use posterior.predict(...).draws of a likelihood that can be sampled, or another likelihood."
+        ) from error
+    shape = fn.batch_shape + fn.event_shape
+    return mean.expand(shape), variance.expand(shape)
+
+
+def sum_to_rows(log_prob: Tensor, dim: int) -> Tensor:
+    """Sums a log density over every batch axis but ``dim`` (negative, as Pyro counts plates): (n,) remains."""
+    moved = torch.movedim(log_prob, dim, 0)
+    return moved.reshape(moved.shape[0], -1).sum(-1) if moved.ndim > 1 else moved

@@ -1,0 +1,92 @@
+"""A Bayesian neural network as a value: a Pyro program, a guide, and what may be said of its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from bnn_pyro.card import Card
+
+
+class Model:
+    """Base of the zoo's models. A subclass is a frozen dataclass of hyper-parameters with ``model`` and ``guide``."""
+
+    card: ClassVar[Card | None] = None
+
+    @property
+    def name(self) -> str:
+        return self.card.name if self.card else type(self).__name__
+
+    @property
+    def standardize(self) -> bool:
+        """Whether ``fit`` puts real-valued inputs (and the targets of a regression) into standard units by default."""
+        return self.card is not None
+
+    @property
+    def real_targets(self) -> bool:
+        """Whether y is a real number with units, so that it may be standardised."""
+        return self.card is not None and self.card.task == "regression"
+
+    def model(self, x: Any, y: Any = None) -> Any:
+        """The Pyro program."""
+        raise TypeError(f"{type(self).__name__} has no Pyro program: define model(self, x, y=None).")
+
+    def guide(self) -> Any:
+        """A fresh guide for ``inference="svi"``, or None for a mean-field normal."""
+        return None
+
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        """Names for the axes of each latent site, as ArviZ shows them; sites may be left out."""
+        return {}
+
+    def fit(self, x: Any, y: Any = None, **settings: Any) -> Any:
+        """Fits this model; ``bnn_pyro.fit`` explains the settings."""
+        from bnn_pyro.fit import fit
+
+        return fit(self, x, y, **settings)
+
+
+class BNN(Model):
+    """A user's own Pyro program ``model(x, y=None)``, wrapped for reuse.
+
+    Args:
+        model: A Pyro program, or a PyroModule; its observed sites stand inside ``pyro.plate("data", x.shape[0])``.
+        guide: A guide written by hand, an autoguide class, or an autoguide's name; None for a mean-field normal.
+        dims: Names for the axes of latent sites, by site.
+        name: What errors, plots and results call it.
+        standardize: Whether ``fit`` puts x and y into standard units.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Any = None,
+        *,
+        dims: Mapping[str, tuple[str, ...]] | None = None,
+        name: str | None = None,
+        standardize: bool = False,
+    ):
+        self._program, self._guide, self._dims = model, guide, dict(dims or {})
+        self._name = name or getattr(model, "__name__", type(model).__name__)
+        self._standardize = standardize
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def standardize(self) -> bool:
+        return self._standardize
+
+    @property
+    def real_targets(self) -> bool:
+        return True
+
+    def model(self, x: Any, y: Any = None) -> Any:
+        return self._program(x, y)
+
+    def guide(self) -> Any:
+        return self._guide
+
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        return self._dims

@@ -1,0 +1,175 @@
+"""The posterior: draws of a network's weights, what they predict, whether to believe them, and their ArviZ groups."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_pyro.data import Data, Units, collect, inputs_to_tensors
+from bnn_pyro.diagnose import Verdict, diagnose
+from bnn_pyro.draws import Draws
+from bnn_pyro.errors import OptionError, ShapeError
+from bnn_pyro.groups import build_groups
+from bnn_pyro.inference import Method
+from bnn_pyro.isolation import derive_seed
+from bnn_pyro.model import Model
+from bnn_pyro.prediction import Prediction, log_predictive_density, predict
+from bnn_pyro.scores import regression_scores
+from bnn_pyro.target import Target
+
+VERSIONS = ("bnn-pyro", "torch", "pyro-ppl", "arviz", "numpy")
+
+
+@dataclass
+class Posterior:
+    """What ``fit`` returns and ``load`` reads back.
+
+    Attributes:
+        model, data, units, target: What was fitted: the model, rows in original units, the maps to standard units, and
+            the log density in those.
+        method, seed: How.
+        draws: Unconstrained draws (chain, draw, dim) and their record.
+        warnings: Sentences that ``fit`` warned with.
+    """
+
+    model: Model
+    data: Data
+    units: Units
+    target: Target
+    method: Method
+    draws: Draws
+    seed: int
+    warnings: list[str]
+
+    @cached_property
+    def idata(self) -> Any:
+        """All ArviZ groups: InferenceData (ArviZ 0.2x) or DataTree (1.x). Built when first asked for."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = build_groups(self)
+        for w in caught:
+            self.warnings.append(str(w.message))
+            warnings.warn(str(w.message), stacklevel=2)
+        return made
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What was asked and what it cost; JSON where a value is no number or string."""
+        info = {k: v for k, v in self.draws.info.items() if v != ""}
+        return {
+            "model": self.model.name,
+            "hyperparameters": _json(asdict(self.model) if is_dataclass(self.model) else {}),  # type: ignore[call-overload]
+            "inference": self.method.name,
+            "settings": _json(self.method.settings()),
+            "seed": self.seed,
+            "dtype": str(self.target.dtype).removeprefix("torch."),
+            "device": str(self.target.device),
+            "data_checksum": self.data.checksum(),
+            "standardize_x": bool(self.units.x),
+            "standardize_y": self.units.y is not None,
+            "versions": _json({name: _version(name) for name in VERSIONS}),
+            "complete": self.draws.complete,
+            **info,
+        }
+
+    def predict(self, x: Any, seed: int | None = None) -> Prediction:
+        """The posterior predictive at rows x, given in original units and with the columns of the training rows.
+
+        Args:
+            seed: Of the noise in ``draws``; None derives it from the fit's, so that the same call gives the same numbers.
+        Raises: DataError or ShapeError for rows that do not go with the training rows, naming both.
+        """
+        self._check_rows_fixed(x)
+        inputs = self._inputs(x)
+        seed = derive_seed(self.seed, "predict") if seed is None else seed
+        return predict(self.target, self.units, self.draws.z.to(self.target.device), inputs, seed)
+
+    def log_predictive_density(self, x: Any, y: Any) -> np.ndarray:
+        """Pointwise log density of the predictive mixture at held-out rows, original units: (n,) nats."""
+        z = self.draws.z.reshape(-1, self.draws.z.shape[-1]).to(self.target.device)
+        return log_predictive_density(self.target, self.units, z, self._inputs(x), y)
+
+    def score(self, x: Any, y: Any = None) -> dict[str, tuple[float, float]]:
+        """Scores on held-out rows with standard errors: see ``bnn_pyro.scores.regression_scores``."""
+        if y is None:
+            x, y = x.x, x.y
+        return regression_scores(self.predict(x), y)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        return diagnose(self)
+
+    def diagnose(self) -> Verdict:
+        """Whether to believe this posterior, with reasons and remedies: see ``bnn_pyro.diagnose``."""
+        return self.verdict
+
+    def summary(self, group: str = "function_space", var_names: list[str] | None = None) -> Any:
+        """ArviZ's table of a group, by default of function space, where convergence can be judged."""
+        from bnn_pyro import results
+
+        return results.summary(self.idata, group=group, var_names=var_names)
+
+    def save(self, directory: str | Path, *, overwrite: bool = False, extra: dict[str, Any] | None = None) -> Path:
+        """Writes a run directory that ``bnn_pyro.load`` reads back exactly; ``extra`` tables go into its run.toml."""
+        from bnn_pyro.files import save_run
+
+        return save_run(self, directory, overwrite=overwrite, extra=extra or {})
+
+    def _inputs(self, x: Any) -> Any:
+        given = collect(x, where=f"{self.model.name}, predict")
+        _check_like(self.data, given, self.model.name)
+        floating = self.model.card is not None
+        return inputs_to_tensors(self.units.inputs(given.x), self.target.dtype, self.target.device, floating)
+
+    def _check_rows_fixed(self, x: Any) -> None:
+        by_row = [s.name for s in self.target.sites if s.by_row]
+        if by_row:
+            raise OptionError(
+                f"{self.model.name}, predict: expected latent sites outside the data plate, got {by_row} inside: each "
+                "training row has its own value and a new row has none. posterior.idata has the training rows' predictive."
+            )
+
+
+def _check_like(training: Data, given: Data, name: str) -> None:
+    where = f"{name}, predict"
+    if isinstance(training.x, dict) != isinstance(given.x, dict):
+        kinds = ["a dict" if isinstance(d.x, dict) else "an array" for d in (training, given)]
+        raise ShapeError(f"{where}: expected x as {kinds[0]}, as in fit, got {kinds[1]}.")
+    if training.columns and given.columns and training.columns != given.columns:
+        raise ShapeError(
+            f"{where}: expected columns {list(training.columns)}, as in fit, got {list(given.columns)}. "
+            "Select them by name: x[[...]]."
+        )
+    pairs = (
+        [("x", training.x, given.x)]
+        if not isinstance(training.x, dict)
+        else [(f"x[{k!r}]", v, given.x.get(k)) for k, v in training.x.items()]  # type: ignore[union-attr]
+    )
+    for label, old, new in pairs:
+        if new is None:
+            raise ShapeError(f"{where}: expected {label}, as in fit, got none.")
+        if old.shape[1:] != new.shape[1:]:  # type: ignore[union-attr]
+            expected = ("n", *old.shape[1:])  # type: ignore[union-attr]
+            raise ShapeError(
+                f"{where}: expected {label} of shape ({', '.join(map(str, expected))}), as in fit, got {new.shape}."
+            )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ModuleNotFoundError:  # a bare checkout is no installed distribution
+        from bnn_pyro.version import __version__
+
+        return __version__

@@ -1,0 +1,87 @@
+"""A posterior put together again from the files of a run directory that ``files.load`` has checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from bnn_pyro import results
+from bnn_pyro.data import Data, Units
+from bnn_pyro.draws import Draws
+from bnn_pyro.errors import ModelError
+from bnn_pyro.files import NETCDF, STATE, method_from, model_from
+from bnn_pyro.fit import DTYPES, make_target
+from bnn_pyro.posterior import Posterior
+from bnn_pyro.target import Observation, Target
+
+
+def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
+    """The posterior of a run directory whose ``run.toml`` reads ``content``."""
+    tensors = load_file(path / STATE)
+    idata = results.load(path / NETCDF)
+    bnn = model_from(content, model)
+    data = _data(idata, content)
+    units = _units(tensors)
+    params = _under(tensors, "params/")
+    dtype = DTYPES[content["fit"]["dtype"]]
+    target: Target | None
+    try:
+        target = make_target(bnn, data, units, dtype, "cpu", params or None)
+    except ModelError:
+        if content["model"]["zoo"] or model is not None:
+            raise
+        target = _absent(bnn, data, units, dtype)
+    sampled = results.dataset(idata, "sample_stats")
+    draws = Draws(
+        tensors["draws"],
+        stats={str(k): v.values for k, v in sampled.data_vars.items()},
+        history={k: v.numpy() for k, v in _under(tensors, "history/").items()},
+        state=_under(tensors, "state/"),
+        params=params,
+        info=content["fit"]["info"],
+        complete=content["fit"]["complete"],
+    )
+    method, seed = method_from(content), content["fit"]["seed"]
+    posterior = Posterior(bnn, data, units, target, method, draws, seed, list(content["fit"]["warnings"]))
+    posterior.__dict__["idata"] = idata  # as it was written, instead of built again
+    return posterior
+
+
+def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _data(idata: Any, content: dict[str, Any]) -> Data:
+    constant = results.dataset(idata, "constant_data")
+    arrays = {str(k): v.values for k, v in constant.data_vars.items() if k != "probe_row"}
+    observed = results.dataset(idata, "observed_data")
+    (y,) = {str(k): v.values for k, v in observed.data_vars.items()}.values()
+    about = content["data"]
+    x: np.ndarray | dict[str, np.ndarray] = arrays if about["x_is_dict"] else arrays["x"]
+    return Data(x, y, tuple(about["columns"]) or None, about["target"] or None)
+
+
+def _units(tensors: dict[str, Any]) -> Units:
+    saved = {k: v.numpy() for k, v in _under(tensors, "units/").items()}
+    x = {}
+    for key in saved:
+        if key.startswith("x/") and key.endswith("/mean"):
+            name = key[len("x/") : -len("/mean")]
+            x[name] = (saved[key], saved[f"x/{name}/sd"])
+    y = (saved["y/mean"], saved["y/sd"]) if "y/mean" in saved else None
+    return Units(x, y)
+
+
+def _absent(bnn: Any, data: Data, units: Units, dtype: Any) -> Target:
+    """A target without its program: it knows rows, but each evaluation says that the program is to be passed."""
+    import torch
+
+    from bnn_pyro.data import inputs_to_tensors, to_tensor
+
+    x = inputs_to_tensors(units.inputs(data.x), dtype, "cpu", False)
+    assert data.y is not None, "a run has observed data"
+    y = to_tensor(units.targets(data.y), dtype, "cpu")
+    return Target(bnn.model, bnn.name, x, y, (), (Observation("y", -1, tuple(y.shape)),), dtype, torch.device("cpu"))

@@ -1,0 +1,266 @@
+"""A Pyro program and data as a log density over one flat, unconstrained vector.
+
+    log density(z) = log prior(theta) + log |d theta / d z| + sum over rows of log p(y_i | theta, x_i),  theta = T(z)
+
+The only file that enters Pyro's handlers. Everything else in the package sees functions of flat tensors: ``log_prior``,
+``log_likelihood``, ``log_density``, ``forward``, ``constrain``, ``unconstrain``. Sites stand in z in program order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Distribution, biject_to
+
+from bnn_pyro.data import Inputs, rows
+from bnn_pyro.errors import ModelError
+from bnn_pyro.likelihoods import sum_to_rows
+
+Program = Callable[..., Any]
+DATA_PLATE = "data"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A latent site: where it stands in z, and its shapes."""
+
+    name: str
+    start: int
+    unconstrained_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]  # a name for each axis of shape
+    by_row: bool = False  # inside the data plate: one value for each row
+
+    @property
+    def stop(self) -> int:
+        size = 1
+        for length in self.unconstrained_shape:
+            size *= length
+        return self.start + size
+
+    def take(self, z: Tensor) -> Tensor:
+        return z[self.start : self.stop].reshape(self.unconstrained_shape)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An observed site: ``dim`` is the data plate's axis (negative), or None for one joint term over all rows."""
+
+    name: str
+    dim: int | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one run of the program gave; log densities are float64 sums."""
+
+    log_prior: Tensor  # () log-Jacobian included
+    log_likelihood: dict[str, Tensor]  # by observed site: (n,), or () for a joint term
+    values: dict[str, Tensor]  # latent sites, constrained
+    deterministic: dict[str, Tensor]
+
+
+class _Stop(Exception):
+    """Ends a run at the observed site, before anything is drawn there."""
+
+
+class Run(Messenger):
+    """Gives every latent site its value and collects log densities; outermost handler around a program.
+
+    Args:
+        latent: (site name, distribution) -> value, log |d value / d z|.
+        dtype: Integer observations are cast to it, since most likelihoods take floats only.
+        stop_at: Name of the observed site where the run ends; its distribution is left in ``conditional``.
+        params: Values for ``pyro.param`` statements, by name.
+    """
+
+    def __init__(self, latent: Callable, dtype: torch.dtype, stop_at: str | None = None, params: dict | None = None):
+        super().__init__()
+        self.latent, self.dtype, self.stop_at, self.params = latent, dtype, stop_at, params or {}
+        self.log_prior: list[Tensor] = []
+        self.log_likelihood: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
+        self.deterministic: dict[str, Tensor] = {}
+        self.conditional: Distribution | None = None
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.params:
+            msg["value"], msg["done"] = self.params[msg["name"]], True
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or is_deterministic(msg):
+            return
+        if msg["name"] == self.stop_at:
+            self.conditional = msg["fn"]
+            raise _Stop
+        if msg["is_observed"]:
+            if isinstance(msg["value"], Tensor) and not msg["value"].is_floating_point():
+                msg["value"] = msg["value"].to(self.dtype)
+            return
+        msg["value"], log_jacobian = self.latent(msg["name"], msg["fn"])
+        msg["done"] = True
+        self.values[msg["name"]] = msg["value"]
+        self.log_prior.append(log_jacobian)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        if is_deterministic(msg):
+            self.deterministic[msg["name"]] = msg["value"]
+            return
+        log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
+        dim = data_dim(msg)
+        if not msg["is_observed"] or (dim is None and is_factor(msg)):
+            self.log_prior.append(log_prob.sum(dtype=torch.float64))
+        elif dim is None:
+            self.log_likelihood[msg["name"]] = log_prob.sum(dtype=torch.float64)
+        else:
+            self.log_likelihood[msg["name"]] = sum_to_rows(log_prob, dim)
+
+
+def is_deterministic(msg: Any) -> bool:
+    """``pyro.deterministic`` sites and those that a reparameterisation computed; Pyro counts both as observed."""
+    if (msg["infer"] or {}).get("_deterministic", False):
+        return True
+    return bool(msg["is_observed"]) and getattr(msg["fn"], "_mask", None) is False
+
+
+def is_factor(msg: Any) -> bool:
+    return type(msg["fn"]).__name__ == "Unit"
+
+
+def data_dim(msg: Any) -> int | None:
+    """The axis of the data plate around a site, negative; None outside of it."""
+    return next((f.dim for f in msg["cond_indep_stack"] if f.name == DATA_PLATE), None)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The log density of one program on one set of rows. Made by ``structure.build_target``.
+
+    ``x`` and ``y`` are tensors in the units that the program sees; ``n`` rows. All methods are pure functions of their
+    arguments, safe under ``torch.func`` transforms, and expect to run inside ``isolated(dtype=target.dtype)``.
+    """
+
+    program: Program
+    name: str
+    x: Inputs
+    y: Tensor
+    sites: tuple[Site, ...]
+    observed: tuple[Observation, ...]
+    dtype: torch.dtype
+    device: torch.device
+    params: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        return rows(self.x)
+
+    @property
+    def dim(self) -> int:
+        return self.sites[-1].stop
+
+    @property
+    def joint(self) -> bool:
+        """Whether some observation is one joint term, so that rows cannot be left out or sampled."""
+        return any(o.dim is None for o in self.observed)
+
+    def evaluate(self, z: Tensor, x: Inputs | None = None, y: Tensor | None = None) -> Evaluation:
+        """Runs the program at z (dim,), on the training rows unless others are given."""
+        z = z.to(self.dtype)
+        by_name = {s.name: s for s in self.sites}
+
+        def latent(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
+            unconstrained = by_name[name].take(z)
+            return constrain_site(fn, unconstrained)
+
+        run = Run(latent, self.dtype, params=self.params)
+        with run:
+            self.program(self.x if x is None else x, self.y if y is None else y)
+        log_prior = torch.stack([term.to(torch.float64) for term in run.log_prior]).sum()
+        return Evaluation(log_prior, run.log_likelihood, run.values, run.deterministic)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Log prior of the constrained values plus log |d theta / d z|, () float64."""
+        return self.evaluate(z).log_prior
+
+    def log_likelihood(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Pointwise log likelihood (n,), summed over observed sites, for all rows or those with the given indices."""
+        if self.joint:
+            raise ModelError(
+                f"{self.name}: expected observations inside pyro.plate('data', ...), got one joint observation of all "
+                "rows. It has no pointwise log likelihood, so mini-batches and LOO are refused."
+            )
+        x, y = self.x, self.y
+        if rows is not None:
+            x = {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows]
+            y = y[rows]
+        terms = self.evaluate(z, x, y).log_likelihood.values()
+        return torch.stack(list(terms)).sum(0)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Log joint density plus log-Jacobian, summed over all rows, () float64."""
+        result = self.evaluate(z)
+        return result.log_prior + sum(t.sum(dtype=torch.float64) for t in result.log_likelihood.values())
+
+    def forward(self, z: Tensor, x: Inputs) -> Distribution:
+        """The distribution of y at new rows given z (dim,): the program runs up to its observed site and draws nothing."""
+        if len(self.observed) != 1:
+            names = ", ".join(repr(o.name) for o in self.observed)
+            raise ModelError(f"{self.name}: expected one observed site to predict, got {names}. Predict from one of them.")
+        z = z.to(self.dtype)
+        by_name = {s.name: s for s in self.sites}
+        return self.conditional(lambda name, fn: constrain_site(fn, by_name[name].take(z)), x)
+
+    def conditional(self, latent: Callable, x: Inputs) -> Distribution:
+        """``forward`` with any rule that gives latent sites their values, such as drawing them from the prior."""
+        run = Run(latent, self.dtype, stop_at=self.observed[0].name, params=self.params)
+        try:
+            with run:
+                self.program(x, None)
+        except _Stop:
+            pass
+        assert run.conditional is not None, "the observed site was seen when the target was built"
+        return run.conditional
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """Constrained values by site, with the deterministic sites that do not stand over rows."""
+        result = self.evaluate(z)
+        extra = {k: v for k, v in result.deterministic.items() if self.n not in v.shape}
+        return result.values | extra
+
+    def unconstrain(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """z (dim,) from constrained values by site, and log |d theta / d z| () there."""
+        parts: dict[str, Tensor] = {}
+        jacobians: list[Tensor] = []
+
+        def latent(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
+            transform = biject_to(fn.support)
+            parts[name] = transform.inv(values[name])
+            log_jacobian = transform.log_abs_det_jacobian(parts[name], values[name]).sum(dtype=torch.float64)
+            jacobians.append(log_jacobian)
+            return values[name], log_jacobian
+
+        with Run(latent, self.dtype, params=self.params):
+            self.program(self.x, self.y)
+        z = torch.cat([parts[s.name].reshape(-1) for s in self.sites])
+        return z, torch.stack(jacobians).sum()
+
+
+def constrain_site(fn: Distribution, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
+    """A site's constrained value, and log |d value / d unconstrained| as a float64 sum.
+
+    The support is read from the distribution at hand, so that one that depends on other sites is followed.
+    """
+    transform = biject_to(fn.support)
+    value = transform(unconstrained)
+    log_jacobian = transform.log_abs_det_jacobian(unconstrained, value)
+    return value, log_jacobian.sum(dtype=torch.float64)
