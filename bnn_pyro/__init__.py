@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bnn_pyro.datasets import list_datasets, load_dataset
     from bnn_pyro.errors import BNNError, DataError, ModelError, OptionError, RunError, ShapeError, UnknownNameError
     from bnn_pyro.files import load
-    from bnn_pyro.fit import fit
+    from bnn_pyro.fitting import fit
     from bnn_pyro.guides import init_to_prior
     from bnn_pyro.inference import MAP, NUTS, SVI, list_inference
     from bnn_pyro.model import BNN, Model
@@ -34,7 +34,7 @@ _HOMES = {
     "datasets": ("list_datasets", "load_dataset"),
     "errors": ("BNNError", "DataError", "ModelError", "OptionError", "RunError", "ShapeError", "UnknownNameError"),
     "files": ("load",),
-    "fit": ("fit",),
+    "fitting": ("fit",),
     "guides": ("init_to_prior",),
     "inference": ("MAP", "NUTS", "SVI", "list_inference"),
     "model": ("BNN", "Model"),

@@ -21,6 +21,7 @@ from bnn_pyro.target import Target
 
 BACKENDS = ("auto", "inductor", "traced", "program")
 COMPILE_FROM = 10_000  # dim * rows: from here on, a gradient takes longer to dispatch than inductor's code to run
+ONE_THREAD_BELOW = 10_000_000  # dim * rows: up to here a second thread waits more than it works (3 times slower measured)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
 
 Call = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -28,7 +29,9 @@ Call = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Gradient:
-    """``gradient(z)`` gives (gradient (dim,), log density ()) at z (dim,).
+    """``gradient(z)`` gives (gradient (dim,), log density ()), both float64, at z (dim,) float64.
+
+    Samplers keep positions in float64 whatever the target's dtype: only the program runs in that.
 
     ``backend`` is what runs: ``"inductor"``, ``"traced"`` (the graph as it is) or ``"program"`` (no graph could be used);
     ``reason`` says why a faster one is not.
@@ -42,11 +45,17 @@ class Gradient:
         return self.call(z)
 
 
+def threads_for(target: Target) -> int | None:
+    """Threads for gradients of this target: one below ``ONE_THREAD_BELOW``, else as many as torch is set to (None)."""
+    return 1 if target.dim * target.n < ONE_THREAD_BELOW else None
+
+
 def compile_gradient(target: Target, points: Tensor, backend: str = "auto") -> Gradient:
     """The fastest form of ``target.log_density`` and its gradient that agrees with the program at ``points`` (k, dim).
 
     Call and use it inside ``isolated(dtype=target.dtype)``.
     """
+    points = points.double()  # a graph casts as its example did
     program = grad_and_value(target.log_density)
     if backend == "program":
         return Gradient(program, backend)

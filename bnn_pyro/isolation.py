@@ -20,7 +20,12 @@ _LOCK = threading.RLock()  # the state below is per process, so one fit at a tim
 
 
 @contextmanager
-def isolated(seed: int | None = None, dtype: torch.dtype = torch.float32, params: dict | None = None) -> Iterator[None]:
+def isolated(
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    params: dict | None = None,
+    threads: int | None = None,
+) -> Iterator[None]:
     """Runs the body with its own random state, default dtype and empty parameter store, and restores the caller's.
 
     Pyro's and torch's argument checks are off inside: a density that is not finite is an answer, not an error, and
@@ -30,11 +35,13 @@ def isolated(seed: int | None = None, dtype: torch.dtype = torch.float32, params
         seed: Seeds torch, numpy and ``random`` inside; None leaves the inner state as the caller's.
         dtype: Default dtype inside, so that ``dist.Normal(0., 1.)`` in a program follows.
         params: A state that ``pyro.get_param_store().get_state()`` returned, to start from.
+        threads: At most so many torch threads inside; None leaves them.
     """
     with _LOCK:
         numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
         default_dtype = torch.get_default_dtype()
         torch_validates = torch.distributions.Distribution._validate_args  # Pyro restores its own flag only
+        threads_before = torch.get_num_threads()
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         try:
             with (
@@ -44,10 +51,13 @@ def isolated(seed: int | None = None, dtype: torch.dtype = torch.float32, params
                 pyro.validation_enabled(False),
             ):
                 torch.set_default_dtype(dtype)
+                if threads is not None and threads < threads_before:
+                    torch.set_num_threads(threads)
                 if seed is not None:
                     pyro.set_rng_seed(seed)
                 yield
         finally:
+            torch.set_num_threads(threads_before)
             torch.set_default_dtype(default_dtype)
             torch.distributions.Distribution.set_default_validate_args(torch_validates)
             np.random.set_state(numpy_state)  # noqa: NPY002

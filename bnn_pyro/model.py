@@ -41,7 +41,7 @@ class Model:
 
     def fit(self, x: Any, y: Any = None, **settings: Any) -> Any:
         """Fits this model; ``bnn_pyro.fit`` explains the settings."""
-        from bnn_pyro.fit import fit
+        from bnn_pyro.fitting import fit
 
         return fit(self, x, y, **settings)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bnn_pyro.compiled import Gradient, compile_gradient
+from bnn_pyro.compiled import Gradient, compile_gradient, threads_for
 from bnn_pyro.draws import Draws
 from bnn_pyro.inference import NUTS
 from bnn_pyro.isolation import derive_seed, isolated
@@ -55,14 +55,14 @@ def sample_nuts(target: Target, method: NUTS, seed: int, backend: str = "auto", 
 
     ``energy`` is the Hamiltonian at the start of each trajectory, ``tree_depth`` the doublings that were begun.
     """
-    with isolated(seed=derive_seed(seed, "check"), dtype=target.dtype):
+    with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
         gradient = compile_gradient(target, torch.randn(3, target.dim, dtype=torch.float64) * 0.5, backend)
     total = method.chains * (method.warmup + method.draws)
     chains = []
     with tqdm(total=total, disable=None if progress else True, unit="it", smoothing=0.05) as bar:
         for chain in range(method.chains):
             start = starting_point(target, gradient, method.init, derive_seed(seed, "chain", chain))
-            with isolated(seed=derive_seed(seed, "nuts", chain), dtype=target.dtype):
+            with isolated(derive_seed(seed, "nuts", chain), target.dtype, threads=threads_for(target)):
                 chains.append(_one_chain(gradient, method, start, bar, f"chain {chain + 1}/{method.chains}"))
     z = torch.stack([c["z"] for c in chains]).to(target.dtype)
     names = ("lp", "energy", "diverging", "tree_depth", "n_steps", "acceptance_rate", "step_size")

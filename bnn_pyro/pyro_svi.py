@@ -6,6 +6,7 @@ The ELBO is kept as its two terms, expected log likelihood and KL, as each step 
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bnn_pyro.batching import gather_draws
+from bnn_pyro.compiled import threads_for
 from bnn_pyro.data import Inputs
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError
@@ -54,7 +56,7 @@ def fit_guide(target: Target, method: SVI | MAP, own_guide: Any, seed: int, prog
     asked = "delta" if isinstance(method, MAP) else method.guide
     particles = 1 if isinstance(method, MAP) else method.particles
     where = f"{target.name}, guide"
-    with isolated(seed=derive_seed(seed, "svi"), dtype=target.dtype):
+    with isolated(derive_seed(seed, "svi"), target.dtype, threads=threads_for(target)):
         guide = make_guide(asked, own_guide, program, where)
         _check_sites(target, guide, where)
         history = _optimise(target, method, program, guide, particles, progress)
@@ -90,7 +92,8 @@ def _check_sites(target: Target, guide: Any, where: str) -> None:
     try:
         trace = poutine.trace(guide).get_trace(target.x, target.y)
     except Exception as error:  # a guide is a user's program, or one of Pyro's that refuses this model
-        raise ModelError(f"{where}: failed on the training rows: {type(error).__name__}: {error}") from error
+        first = next(iter(str(error).strip().splitlines()), "") or "no message"
+        raise ModelError(f"{where}: expected to run on the training rows, got {type(error).__name__}: {first}.") from error
     have = {n for n, s in trace.nodes.items() if s["type"] == "sample" and not s["infer"].get("is_auxiliary")}
     want = {s.name for s in target.sites}
     if want - have:
@@ -103,6 +106,7 @@ def _check_sites(target: Target, guide: Any, where: str) -> None:
 def _optimise(
     target: Target, method: SVI | MAP, program: Program, guide: Any, particles: int, progress: bool
 ) -> dict[str, np.ndarray]:
+    warnings.filterwarnings("ignore", message="Encountered NaN")  # the error below says it, with a remedy
     decay = method.lr_decay ** (1 / method.steps)
     optimiser = ClippedAdam({"lr": method.lr, "lrd": decay, "clip_norm": method.clip_norm})
     loss = _TwoTermELBO(particles)
@@ -146,7 +150,7 @@ def _draw(target: Target, guide: Any, draws: int) -> tuple[dict[str, Tensor], Te
         trace = poutine.trace(guide).get_trace(target.x, target.y)
         for name, kept in values.items():
             kept.append(trace.nodes[name]["value"].detach())
-        log_q.append(float(trace.log_prob_sum()))
+        log_q.append(float(trace.log_prob_sum()))  # constrained: an autoguide's delta sites carry the log-Jacobian
     return {name: torch.stack(kept) for name, kept in values.items()}, torch.tensor(log_q, dtype=torch.float64)
 
 

@@ -13,7 +13,7 @@ from bnn_pyro.data import Data, Units
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError
 from bnn_pyro.files import NETCDF, STATE, method_from, model_from
-from bnn_pyro.fit import DTYPES, make_target
+from bnn_pyro.fitting import DTYPES, make_target
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.target import Observation, Target
 

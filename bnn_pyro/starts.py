@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnn_pyro.compiled import Gradient
+from bnn_pyro.compiled import Gradient, threads_for
 from bnn_pyro.errors import ModelError
 from bnn_pyro.isolation import derive_seed, isolated
 from bnn_pyro.structure import draw_from_prior
@@ -26,7 +26,7 @@ def starting_point(target: Target, gradient: Gradient, init: str, seed: int) -> 
                 z = torch.rand(target.dim, dtype=torch.float64) * 4 - 2
             else:
                 z = prior_point(target).double()
-        with isolated(dtype=target.dtype):
+        with isolated(dtype=target.dtype, threads=threads_for(target)):
             if init == "map":
                 z = climb(gradient, z)
             grad, value = gradient(z)

@@ -61,11 +61,11 @@ def fit(
     """
     bnn = model if isinstance(model, Model) else BNN(model)
     method = _method(inference, options)
-    torch_dtype, torch_device = _dtype(dtype), _device(device)
+    torch_dtype, torch_device = _dtype(dtype), find_device(device)
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if given not in known:
             raise unknown(kind, given, known)
-    _check_seed(seed)
+    check_seed(seed)
     data = _rows(bnn, x, y)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -126,7 +126,7 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -138,6 +138,6 @@ def _device(device: str) -> torch.device:
     return made
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise OptionError(f"seed: expected a whole number of at least 0, got {seed!r}.")

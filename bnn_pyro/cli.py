@@ -1,0 +1,243 @@
+"""The command ``bnn-pyro``. Everything heavy is imported inside commands, so that ``--help`` answers at once.
+
+Exit codes: 0 converged or approximate; 1 finished but not converged; 2 usage; ``BNNError.exit_code`` for other errors
+raised on purpose (74 for run directories); 70 for one that was not; 130 on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bnn_pyro.errors import BNNError, unknown
+from bnn_pyro.version import __version__
+
+if TYPE_CHECKING:
+    from bnn_pyro.runner import Finished
+
+NOT_CONVERGED, USAGE, UNEXPECTED, INTERRUPTED = 1, 2, 70, 130
+
+
+class Commands(click.Group):
+    """A click group whose errors are one sentence on stderr and an exit code; ``--debug`` shows the traceback."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **more: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in words
+        words = [word for word in words if word != "--debug"]
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal without ± shows ? instead of failing
+        sys.exit(self._run(words, debug, {**more, "standalone_mode": False}))
+
+    def _run(self, words: list[str], debug: bool, more: dict[str, Any]) -> int:
+        try:
+            with _plain_warnings():
+                return super().main(words or ["--help"], prog_name="bnn-pyro", **more) or 0
+        except (click.Abort, KeyboardInterrupt):
+            return _complain("stopped.", debug, INTERRUPTED)
+        except click.ClickException as error:
+            return _complain(error.format_message(), debug, USAGE)
+        except BNNError as error:
+            return _complain(str(error), debug, error.exit_code)
+        except SystemExit:  # click met a closed pipe: the reader, such as `head`, has what it wanted
+            return 0
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            hint = "" if debug else " This should not happen: run it again with --debug, and report what it shows."
+            return _complain(f"unexpected {text}{'' if text.endswith('.') else '.'}{hint}", debug, UNEXPECTED)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.commands, "bnn-pyro --help shows all.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, "--version", prog_name="bnn-pyro", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def main() -> None:
+    """Bayesian neural networks: choose a model, fit it, and be told whether to believe it.
+
+    \b
+    bnn-pyro list                                       what there is
+    bnn-pyro show mlp_gaussian                          one model, explained
+    bnn-pyro fit mlp_gaussian --inference svi           a quick approximation
+    bnn-pyro fit mlp_gaussian --inference nuts          draws of the posterior
+
+    Exit codes: 0 converged or approximate, 1 finished but not converged, 2 wrong
+    usage, 74 a run directory that cannot be used, 130 stopped by Ctrl-C.
+    """
+
+
+@main.command("list")
+@click.option("--task", metavar="TASK", help="Only models for this task, such as regression.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_(task: str | None, as_json: bool) -> None:
+    """List the models."""
+    from bnn_pyro import catalogue
+
+    _show(catalogue.model_entries(task), catalogue.models_page, as_json)
+
+
+@main.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Explain one model: formulas, sites, settings, published numbers."""
+    from bnn_pyro import catalogue
+
+    click.echo(catalogue.model_page(name))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def datasets(as_json: bool) -> None:
+    """List the data sets."""
+    from bnn_pyro import catalogue
+
+    _show(catalogue.dataset_entries(), catalogue.datasets_page, as_json)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", metavar="NAME", help="Data set; by default the model's own (see bnn-pyro show MODEL).")
+@click.option("--inference", metavar="NAME", default="nuts", show_default=True, help="nuts, svi or map.")
+@click.option("--out", metavar="DIR", help="Run directory to write; by default runs/MODEL-DATA-INFERENCE.")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="All randomness comes from it.")
+@click.option("--set", "sets", metavar="KEY=VALUE", multiple=True,
+              help="A hyper-parameter of the model or an option of the method, such as hidden=8,8 or draws=2000; "
+              "may be given several times.")  # fmt: skip
+@click.option("--dtype", metavar="NAME", default="float32", show_default=True, help="float32 or float64.")
+@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu, cuda or auto.")
+@click.option("--backend", metavar="NAME", default="auto", show_default=True,
+              help="How NUTS computes gradients: auto, inductor, traced or program.")  # fmt: skip
+@click.option("--standardize/--no-standardize", default=None,
+              help="Put inputs and targets into standard units, or not; by default as the model says.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the run in DIR, once the new one is whole.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+@click.option("--no-pictures", is_flag=True, help="No PNG files in the run directory.")
+def fit(model: str, overwrite: bool, no_progress: bool, no_pictures: bool, **asked: Any) -> int:
+    """Fit a model to a data set and write a run directory.
+
+    Prints a summary: function space, scores on held-out rows, and a verdict.
+    --set takes what bnn-pyro show MODEL lists.
+    """
+    from bnn_pyro import runner
+
+    plan = runner.plan(model, overwrite=overwrite, progress=not no_progress, **asked)
+    run = _fit(plan, pictures=not no_pictures)
+    _page(run)
+    click.echo(f"\nSee this again:  {_command('summary', str(run.path))}")
+    return _exit_code(run)
+
+
+@main.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def summary(run: str, as_json: bool) -> int:
+    """Print what fit printed, from the run directory RUN."""
+    from bnn_pyro import runner, tables
+
+    finished = runner.read(run)
+    if as_json:
+        click.echo(tables.as_json(tables.summary_json(finished)))
+    else:
+        _page(finished)
+    return _exit_code(finished)
+
+
+@main.command()
+@click.option("--out", metavar="DIR", default="runs/demo", show_default=True, help="Gets one run directory a method.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def demo(out: str, no_progress: bool) -> None:
+    """Fit a small network by SVI and by NUTS, and compare them."""
+    from bnn_pyro import demo as demonstration
+    from bnn_pyro import tables
+
+    plans = demonstration.plans(out, progress=not no_progress)
+    click.echo(tables.wrapped(demonstration.INTRODUCTION))
+    runs = []
+    for number, plan in enumerate(plans, 1):
+        click.echo(f"\n{f' {number} of {len(plans)}: {plan.method.name} ':=^80}\n")
+        runs.append(_fit(plan, pictures=True))
+        _page(runs[-1])
+    click.echo(f"\n{' side by side ':=^80}\n")
+    click.echo(visible(tables.comparison_page(runs)))
+    click.echo(f"\n{tables.wrapped(demonstration.READING)}\n\nPictures")
+    for run in runs:
+        for picture in tables.pictures(run):
+            click.echo(visible(f"  {run.path / picture}"))
+    click.echo("Run directories, and the command that shows each again")
+    for run in runs:
+        click.echo(f"  {_command('summary', str(run.path))}")
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: control characters other than newlines, which names may carry, are shown as escapes."""
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _fit(plan: Any, pictures: bool) -> Finished:
+    from bnn_pyro import runner
+
+    said = f"Fitting {plan.model.name} to {plan.data} by {plan.method.name}; the run goes to {plan.out}"
+    click.echo(visible(said), err=True)
+    return runner.carry_out(plan, pictures, warn=_warn)
+
+
+def _page(run: Finished) -> None:
+    from bnn_pyro import tables
+
+    click.echo(visible(tables.summary_page(run)))
+
+
+def _exit_code(run: Finished) -> int:
+    return NOT_CONVERGED if run.content["verdict"]["verdict"] == "not converged" else 0
+
+
+def _show(entries: list[dict[str, Any]], page: Any, as_json: bool) -> None:
+    from bnn_pyro import tables
+
+    click.echo(tables.as_json(entries) if as_json else visible(page(entries)))
+
+
+def _command(*words: str) -> str:
+    import shlex
+
+    return visible(shlex.join(["bnn-pyro", *words]))
+
+
+def _complain(text: str, debug: bool, code: int) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"bnn-pyro: {visible(' '.join(text.split()))}", err=True)
+    return code
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {visible(' '.join(text.split()))}", err=True)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings become sentences on stderr, each once."""
+    seen: set[str] = set()
+
+    def show_once(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in seen:
+            seen.add(str(message))
+            _warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_once
+        yield
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""One fit from the command line: names checked, then fitted, scored, saved, and pictured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnn_pyro.errors import OptionError, RunError, printable, unknown
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a ``fit`` command asks for, checked; nothing has been computed or written."""
+
+    model: Any
+    method: Any
+    data: str
+    out: Path
+    overwrite: bool
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run directory as it stands on disk, and the posterior it was written from (or read back into)."""
+
+    path: Path
+    posterior: Any
+    content: dict[str, Any]
+
+
+def plan(
+    model: str,
+    data: str | None = None,
+    inference: str = "nuts",
+    sets: Iterable[str] = (),
+    out: str | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Plan:
+    """Checks everything that a name, a number or a path can be wrong about.
+
+    Args:
+        sets: Pieces of ``--set``, such as ``"hidden=8,8"``.
+        out: The run directory; None chooses ``runs/<model>-<data>-<inference>``, with a number if that is taken.
+        settings: Of ``bnn_pyro.fit``.
+    Raises: BNNError, before anything is computed or written.
+    """
+    from bnn_pyro.datasets import dataset_card
+    from bnn_pyro.files import check_new_run
+    from bnn_pyro.inference import METHODS, make_method
+    from bnn_pyro.options import parse_sets
+    from bnn_pyro.registry import get_model, model_class
+
+    kind = model_class(model)
+    card = kind.card  # type: ignore[attr-defined]
+    about = dataset_card(card.dataset if data is None else data)
+    if inference not in METHODS:
+        raise unknown("inference", inference, METHODS, f"bnn-pyro show {model} lists them.")
+    if about.task != card.task:
+        raise OptionError(
+            f"{model}: expected data for {card.task}, got {about.name!r}, which is for {about.task}. "
+            "bnn-pyro datasets lists all."
+        )
+    hyperparameters, options = parse_sets(sets, kind, METHODS[inference], model)
+    made = get_model(model, **hyperparameters)
+    method = make_method(inference, options)
+    _check_settings(**settings)
+    directory = default_directory(model, about.name, inference, overwrite) if out is None else out
+    if any(not c.isprintable() for c in str(directory)):
+        raise RunError(f"--out: expected a path without control characters, got {printable(str(directory))}.")
+    return Plan(made, method, about.name, check_new_run(directory, overwrite), overwrite, settings)
+
+
+def default_directory(model: str, data: str, inference: str, overwrite: bool = False) -> str:
+    """``runs/<model>-<data>-<inference>``, or that with -2, -3, ... where it is taken."""
+    name = f"runs/{model}-{data.replace('/', '_')}-{inference}"
+    if overwrite or not os.path.lexists(name):
+        return name
+    number = 2
+    while os.path.lexists(f"{name}-{number}"):
+        number += 1
+    return f"{name}-{number}"
+
+
+def carry_out(plan: Plan, pictures: bool = True, warn: Callable[[str], None] = print) -> Finished:
+    """Fits, scores the held-out rows, writes the run directory, and draws its pictures."""
+    from bnn_pyro.datasets import load_dataset
+    from bnn_pyro.files import read_toml
+    from bnn_pyro.scores import regression_scores
+
+    data = load_dataset(plan.data)
+    posterior = plan.model.fit(data.train, inference=plan.method, **plan.settings)
+    prediction, scores = None, {}
+    if data.card.task == "regression":
+        prediction = posterior.predict(data.test.x)
+        scores = {k: {"value": v, "stderr": e} for k, (v, e) in regression_scores(prediction, data.test.y).items()}
+        for kind in ("epistemic", "aleatoric"):
+            scores[f"test_{kind}_sd"] = {"value": float((getattr(prediction, kind) ** 0.5).mean())}
+    extra = {
+        "scores": scores,
+        "dataset": {"name": plan.data, "test_rows": len(data.test), "target": data.card.target},
+    }
+    path = posterior.save(plan.out, overwrite=plan.overwrite, extra=extra)
+    if pictures:
+        from bnn_pyro import report
+
+        try:
+            report.draw(path, posterior, data, prediction)
+        except OSError as error:
+            warn(f"{path}: the run is saved, but a picture could not be written: {error.strerror or error}.")
+    return Finished(path, posterior, read_toml(path))
+
+
+def read(directory: str) -> Finished:
+    """A finished run, read back and checked. Raises: RunError for one that is missing, foreign or damaged."""
+    from bnn_pyro.files import load, read_toml
+
+    posterior = load(directory)
+    return Finished(Path(directory), posterior, read_toml(directory))
+
+
+def _check_settings(
+    seed: int = 0, dtype: str = "float32", device: str = "cpu", backend: str = "auto", **_: Any
+) -> None:
+    """The checks of ``fit`` that need no data, so that they come before a directory is made."""
+    from bnn_pyro.compiled import BACKENDS
+    from bnn_pyro.fitting import DTYPES, check_seed, find_device
+
+    for kind, value, known in (("dtype", dtype, DTYPES), ("backend", backend, BACKENDS)):
+        if value not in known:
+            raise unknown(kind, value, known)
+    find_device(device)
+    check_seed(seed)

@@ -1,0 +1,276 @@
+"""Pages about finished runs, as text of 80 columns: the summary of one, a comparison of several."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bnn_pyro import options
+from bnn_pyro.runner import Finished
+
+WIDTH = 80
+COLUMNS = (17, 9, 8, 10, 10, 9, 9, 7)
+SCORES = {
+    "test_rmse": ("test RMSE", "lower is better; ± one standard error"),
+    "test_lpd": ("log predictive density", "nats a row; higher is better"),
+    "test_coverage_90": ("inside 90 % interval", "share of rows; should be near 0.9"),
+    "test_epistemic_sd": ("epistemic sd, mean", "of the weights: more data removes it"),
+    "test_aleatoric_sd": ("aleatoric sd, mean", "of the noise: more data leaves it"),
+}
+
+
+def summary_page(run: Finished) -> str:
+    """What ``bnn-pyro summary`` prints: what was fitted, function space, scores, verdict, files."""
+    parts = [_head(run), _function_space(run), _scalars(run), _scores(run), _verdict(run), _files(run)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def summary_json(run: Finished) -> dict[str, Any]:
+    """``run.toml`` with the ArviZ tables of function space and of the scalar sites, by row."""
+    tables = {"function_space": run.posterior.summary(), "posterior": _scalar_table(run)}
+    rows = {
+        group: {str(name): {k: _finite(v) for k, v in row.items()} for name, row in table.iterrows()}
+        for group, table in tables.items()
+        if table is not None
+    }
+    return {**run.content, "directory": str(run.path), "pictures": pictures(run), "summary": rows}
+
+
+def comparison_page(runs: Sequence[Finished]) -> str:
+    """One column a run: scores, spread, cost, verdict."""
+    table = [["", *(run.content["inference"]["name"] for run in runs)]]
+    for key, (label, _) in SCORES.items():
+        cells = [run.content.get("scores", {}).get(key) for run in runs]
+        if any(cells):
+            table.append([label, *(_plus_minus(cell) if cell else "-" for cell in cells)])
+    infos = [run.content["fit"]["info"] for run in runs]
+    table.append(["gradients", *(str(info.get("gradient_evaluations", "-")) for info in infos)])
+    table.append(["seconds", *(f"{info['wall_time']:.1f}" for info in infos)])
+    table.append(["verdict", *(run.content["verdict"]["verdict"] for run in runs)])
+    return _aligned(table, [28, *[20] * len(runs)])
+
+
+def pictures(run: Finished) -> list[str]:
+    """Names of the pictures in a run directory, in the order in which they are worth looking at."""
+    names = ("predictions.png", "ppc.png", "trace.png", "elbo.png")
+    return [name for name in names if (run.path / name).is_file()]
+
+
+def fit_command(content: dict[str, Any], changes: dict[str, Any] | None = None, attrs: dict | None = None) -> str:
+    """The command that makes this run again, with other settings where ``changes`` says so."""
+    from bnn_pyro.inference import METHODS
+    from bnn_pyro.registry import model_class
+
+    name, method, fit = content["model"]["name"], content["inference"]["name"], content["fit"]
+    words = ["bnn-pyro", "fit", name, "--data", content.get("dataset", {}).get("name", "DATA"), "--inference", method]
+    sets: dict[str, Any] = {}
+    for kind, given in (
+        (model_class(name), content["model"]["hyperparameters"]),
+        (METHODS[method], content["inference"]["settings"]),
+    ):
+        usual = options.defaults(kind)
+        sets |= {k: v for k, v in given.items() if options.as_text(v) != options.as_text(usual.get(k))}
+    for key, value in (sets | (changes or {})).items():
+        words += ["--set", f"{key}={options.as_text(value)}"]
+    words += ["--seed", str(fit["seed"])] if fit["seed"] else []
+    words += ["--dtype", fit["dtype"]] if fit["dtype"] != "float32" else []
+    words += ["--no-standardize"] if attrs is not None and not attrs.get("standardize_x", True) else []
+    return shlex.join(words)
+
+
+def command_lines(command: str, indent: int = 2) -> str:
+    """A command on lines of at most 80 columns, each but the last ending in a backslash, so that it can be pasted."""
+    lines, line = [], ""
+    for word in re.split(r" (?=--)", command):
+        if line and len(line) + len(word) + 1 + indent > WIDTH - 2:
+            lines.append(line + " \\")
+            line = "    " + word
+        else:
+            line = f"{line} {word}" if line else word
+    return "\n".join(" " * indent + one for one in [*lines, line])
+
+
+def wrapped(text: str, first: str = "", rest: str | None = None) -> str:
+    """Text in lines of at most 80 columns, the first after ``first``, the others after ``rest`` or as many blanks."""
+    rest = " " * len(first) if rest is None else rest
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def _head(run: Finished) -> str:
+    content, draws = run.content, run.posterior.draws
+    about, fit = content.get("dataset", {}), content["fit"]
+    info, data = fit["info"], content["data"]
+    settings = content["inference"]["settings"]
+    held_out = f", {about['test_rows']} held out" if "test_rows" in about else ""
+    columns = f"; {len(data['columns'])} column{'s' if len(data['columns']) > 1 else ''}" if data["columns"] else ""
+    target = f"; target {data['target']}" if data["target"] else ""
+    what = [f"{info['gradient_evaluations']} gradients"] if "gradient_evaluations" in info else []
+    what += [f"{info['wall_time']:.1f} s", f"{fit['dtype']} on {fit['device']}", f"seed {fit['seed']}"]
+    what += [f"backend {info['backend']}"] if "backend" in info else []
+    what += [f"guide {info['guide']}"] if "guide" in info else []
+    lines = [
+        _title(f"{content['model']['name']} on {about.get('name', 'data')} by {content['inference']['name']}"),
+        wrapped(
+            f"{draws.z.shape[-1]} latent numbers; {_assignments(content['model']['hyperparameters'])}", "  model      "
+        ),
+        wrapped(f"{data['rows']} training rows{held_out}{columns}{target}", "  data       "),
+        wrapped(_assignments(settings), "  inference  "),
+        wrapped(", ".join(what), "  cost       "),
+    ]
+    return "\n".join(lines + [wrapped(note, "  warning    ") for note in fit["warnings"]])
+
+
+def _function_space(run: Finished) -> str:
+    table = run.posterior.summary()
+    at_rows = [name for name in table.index if re.fullmatch(r"f\[.*\]", name)]
+    others = [name for name in table.index if name not in at_rows]
+    shown, note = [], ""
+    if at_rows:
+        f = table.loc[at_rows]
+        if run.posterior.method.exact and f["r_hat"].notna().any():
+            shown = [f["r_hat"].idxmax()]
+            note = (
+                f"{shown[0]} is the network's mean at that training row: of {len(f)} rows watched, the largest R-hat. "
+            )
+        else:
+            shown = list(dict.fromkeys([f["mean"].idxmin(), f["mean"].idxmax()]))
+            note = f"f is the network's mean at a training row: of {len(f)} watched, the smallest and the largest. "
+    target = run.content["data"]["target"] or "y"
+    if at_rows:
+        note += f"f and noise_scale are in units of {target}; "
+    note += f"log_likelihood in nats, y in its own units; log_prior and norms (sums of squares) {_units(run)}."
+    columns = _aligned(_rows(run, table.loc[[*shown, *others]]), COLUMNS)
+    return f"{_title('Function space')}\n{columns}\n{wrapped(note, '  ')}"
+
+
+def _scalars(run: Finished) -> str:
+    table = _scalar_table(run)
+    if table is None:
+        return ""
+    return f"{_title(f'Scalar sites of the posterior, {_units(run)}')}\n{_aligned(_rows(run, table), COLUMNS)}"
+
+
+def _units(run: Finished) -> str:
+    return "in standard units" if run.posterior.units.y is not None else "in the program's own units"
+
+
+def _scalar_table(run: Finished) -> Any:
+    from bnn_pyro import results
+
+    found = results.dataset(run.posterior.idata, "posterior")
+    names = [str(name) for name, array in found.data_vars.items() if set(array.dims) == {"chain", "draw"}]
+    return run.posterior.summary("posterior", var_names=names) if names else None
+
+
+def _rows(run: Finished, table: Any) -> list[list[str]]:
+    """Mean, sd and ArviZ's interval; ESS and R-hat too where draws come from chains; the mean alone for a point."""
+    kept = ["mean"]
+    if run.content["inference"]["name"] != "map":
+        kept += ["sd", *(c for c in table.columns if c.startswith(("hdi", "eti")))]
+    if run.posterior.method.exact:
+        kept += ["ess_bulk", "ess_tail", "r_hat"]
+    rows = [["", *kept]]
+    for name, row in table.iterrows():
+        label = str(name) if len(str(name)) <= 15 else str(name)[:14] + "…"
+        still = row["sd"] == 0  # ArviZ counts every draw of a constant
+        rows.append([label, *("-" if still and c.startswith("ess") else _cell(c, row[c]) for c in kept)])
+    return rows
+
+
+def _cell(column: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else str(value)
+    if column.startswith("ess"):
+        return f"{value:.0f}"
+    return f"{value:.3f}" if column == "r_hat" else _number(value)
+
+
+def _scores(run: Finished) -> str:
+    scores = run.content.get("scores", {})
+    if not scores or "dataset" not in run.content:  # a run saved from Python may have neither, or scores of its own
+        return ""
+    target = run.content["data"]["target"] or "y"
+    about = run.content["dataset"]
+    lines = []
+    for key, (label, hint) in SCORES.items():
+        if key in scores:
+            absent = key == "test_epistemic_sd" and scores[key]["value"] == 0
+            lines.append(
+                f"  {label:<23}{_plus_minus(scores[key]):>14}  {'a single point has none' if absent else hint}"
+            )
+    title = _title(f"Held-out part of {about['name']} ({about['test_rows']} rows, {target} in original units)")
+    return "\n".join([title, *lines])
+
+
+def _verdict(run: Finished) -> str:
+    verdict = run.content["verdict"]
+    lines = [_title(f"Verdict: {verdict['verdict']}")]
+    lines += [wrapped(reason, "  - ") for reason in verdict["reasons"]]
+    changes: dict[str, Any] = {}
+    for remedy in verdict["remedies"]:
+        lines.append(wrapped(remedy, "  remedy: "))
+        for key, value in re.findall(r"\b([a-z_]+)=(\d[\d.]*\d|\d)", remedy):
+            changes[key] = max(changes.get(key, 0), float(value) if "." in value else int(value))
+    changes = {key: value for key, value in changes.items() if key in run.content["inference"]["settings"]}
+    if changes and run.content["model"]["zoo"] and "dataset" in run.content:
+        command = fit_command(run.content, changes, dict(run.posterior.idata.attrs))
+        lines += ["  as a command:", command_lines(command, indent=4)]
+    return "\n".join(lines)
+
+
+def _files(run: Finished) -> str:
+    lines = [_title("Files"), f"  run directory  {run.path}"]
+    if found := pictures(run):
+        lines.append(f"  pictures       {', '.join(found)}")
+    return "\n".join(lines)
+
+
+def _title(text: str) -> str:
+    return f"{text}\n{'-' * min(len(text), WIDTH)}"
+
+
+def _aligned(table: Iterable[Sequence[str]], widths: Sequence[int]) -> str:
+    lines = []
+    for first, *others in table:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:])]
+        lines.append(f"  {first:<{widths[0] - 2}}{''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def _assignments(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{k}={options.as_text(v)}" for k, v in settings.items()) or "no settings"
+
+
+def _plus_minus(score: dict[str, float]) -> str:
+    value = _number(score["value"])
+    digits = len(value.partition(".")[2]) if "e" not in value else 3
+    return f"{value} ± {score['stderr']:.{digits}f}" if "stderr" in score else value
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    if size != 0 and (size < 5e-4 or size >= 1e7):
+        return f"{value:.1e}"
+    return f"{value:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}"
+
+
+def _finite(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def as_json(value: Any) -> str:
+    """JSON that any parser reads: numbers that are not finite become null."""
+    return json.dumps(_strict(value), indent=2, ensure_ascii=True)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return _finite(value)

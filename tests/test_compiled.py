@@ -1,0 +1,144 @@
+"""The traced and the compiled graph give the program's gradient, or are not used and say why."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.func import grad_and_value
+
+import problems
+from bnn_pyro import compiled
+from bnn_pyro.compiled import compile_gradient
+from bnn_pyro.isolation import isolated
+from problems import PROBLEMS
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with isolated(seed=0, dtype=torch.float64):
+        yield
+
+
+def assert_same(gradient, target, tolerance, seed=3):
+    for z in problems.points(target, 5, seed=seed):
+        (grad, value), (expected, density) = gradient(z), grad_and_value(target.log_density)(z)
+        assert grad.shape == (target.dim,) and value.shape == () and value.dtype == torch.float64
+        assert (grad - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1)
+        assert (value - density).abs() <= tolerance * density.abs().clamp(min=1)
+        assert not grad.requires_grad and not value.requires_grad
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_traced_graph_gives_the_programs_gradient(name):
+    target = PROBLEMS[name]().target()
+    gradient = compile_gradient(target, problems.points(target, 3), "traced")
+    if name == "ordinal":
+        assert gradient.backend in ("traced", "program")  # writes in place, which some torch versions cannot trace
+    else:
+        assert (gradient.backend, gradient.reason) == ("traced", "")
+    assert_same(gradient, target, 1e-12)
+
+
+def test_the_traced_graph_in_float32():
+    target = PROBLEMS["zoo_mlp_tanh"]().target(torch.float32)
+    with isolated(dtype=torch.float32):
+        gradient = compile_gradient(target, problems.points(target, 3), "traced")
+        assert gradient.backend == "traced"
+        assert_same(gradient, target, 1e-6)
+
+
+@pytest.mark.slow
+def test_the_compiled_graph_gives_the_programs_gradient():
+    target = PROBLEMS["zoo_linear_known_noise"]().target()
+    gradient = compile_gradient(target, problems.points(target, 3), "inductor")
+    assert (gradient.backend, gradient.reason) == ("inductor", "")
+    assert_same(gradient, target, 1e-10)
+
+
+@pytest.mark.parametrize("broken", ["raises", "wrong"])
+def test_a_compiler_that_fails_or_errs_is_not_used(monkeypatch, broken):
+    def inductor(graph, point):
+        if broken == "raises":
+            raise RuntimeError("no C++ compiler\nand much more")
+        return lambda z: tuple(1.001 * t for t in graph(z))
+
+    monkeypatch.setattr(compiled, "_inductor", inductor)
+    target = PROBLEMS["linear"]().target()
+    gradient = compile_gradient(target, problems.points(target, 3), "inductor")
+    assert gradient.backend == "traced"
+    expected = (
+        "inductor failed: RuntimeError: no C++ compiler" if broken == "raises" else "inductor failed: ArithmeticError"
+    )
+    assert gradient.reason.startswith(expected) and "\n" not in gradient.reason
+    assert_same(gradient, target, 1e-12)
+
+
+def test_the_program_itself_on_request():
+    target = PROBLEMS["linear"]().target()
+    assert compile_gradient(target, problems.points(target, 1), "program").backend == "program"
+
+
+def test_auto_goes_by_model_size_and_rows_only(monkeypatch):
+    monkeypatch.setattr(compiled, "_inductor", lambda graph, point: graph)
+    target = PROBLEMS["linear"]().target()
+    for rule, backend in ((target.dim * target.n, "inductor"), (target.dim * target.n + 1, "traced")):
+        monkeypatch.setattr(compiled, "COMPILE_FROM", rule)
+        assert compile_gradient(target, problems.points(target, 3)).backend == backend
+
+
+def branching(x, y=None):
+    """Control flow on a value: no graph."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    sigma = 0.5 if w[0] > 0 else 2.0
+    with pyro.plate("data", x.shape[0]):
+        return pyro.sample("y", dist.Normal(x @ w, sigma), obs=y)
+
+
+def counting(x, y=None):
+    """The number of positive weights becomes a constant of the graph."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    count = torch.nonzero(w > 0).shape[0]
+    with pyro.plate("data", x.shape[0]):
+        return pyro.sample("y", dist.Normal(x @ w, 1.0 + count), obs=y)
+
+
+def selecting(x, y=None):
+    """The graph can hold only as many positive weights as there were when it was traced."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", x.shape[0]):
+        return pyro.sample("y", dist.Normal(x @ w, 1.0 + w[w > 0].sum()), obs=y)
+
+
+@pytest.mark.parametrize("program", [branching, counting, selecting])
+def test_programs_that_hang_on_values_run_as_they_are(program):
+    """Points on both sides of the branch: whatever the graph has baked in shows."""
+    target = problems.Problem(program, *problems._rows()).target()
+    points = torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.5, -0.5], [-1.0, -1.0, -1.0]])
+    gradient = compile_gradient(target, points, "traced")
+    assert gradient.backend == "program"
+    assert gradient.reason.startswith("the program cannot be traced: ") and len(gradient.reason) > 40
+    assert_same(gradient, target, 0.0)
+
+
+def test_values_that_are_not_finite_are_the_same_in_the_graph():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.factor("hard", torch.where(w[0] > 0, 0.0, -torch.inf))
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    target = problems.Problem(program, *problems._rows()).target()
+    gradient = compile_gradient(target, torch.tensor([[1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]]), "traced")
+    assert gradient.backend == "traced"
+    assert gradient(torch.tensor([-1.0, 1.0, 1.0]))[1] == -torch.inf
+
+
+def test_a_check_that_finds_nan_on_one_side_only_fails():
+    one, nan = torch.ones(2), torch.full((2,), torch.nan)
+    difference = compiled._relative_difference
+    assert difference((one, one[0]), (one, one[0])) == 0.0
+    assert difference((nan, one[0]), (nan, one[0])) == 0.0
+    assert difference((nan, one[0]), (one, one[0])) == float("inf")
+    assert difference((one, one[0]), (nan, one[0])) == float("inf")
+    assert difference((one * torch.inf, one[0]), (one, one[0])) == float("inf")
+    assert difference((one * 1.5, one[0]), (one, one[0])) == pytest.approx(0.5)

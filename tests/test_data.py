@@ -1,0 +1,171 @@
+"""Rows as users hand them in: one copy, checked, in standard units and back (N3, N5, N11)."""
+
+import hashlib
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bnn_pyro.data import Data, Units, collect, inputs_to_tensors, learn_units, to_tensor
+from bnn_pyro.errors import DataError, ShapeError
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(2.0, 3.0, size=(20, 3)), RNG.normal(-1.0, 5.0, size=20)
+
+
+def strided(a):
+    big = np.zeros((a.shape[0] * 2, *a.shape[1:]), a.dtype)
+    big[::2] = a
+    return big[::2]
+
+
+@pytest.mark.parametrize(
+    "as_given",
+    [
+        lambda a: a,
+        lambda a: a.tolist(),
+        lambda a: torch.as_tensor(a),
+        lambda a: torch.as_tensor(a).requires_grad_(True),
+        lambda a: torch.as_tensor(a.T.copy()).movedim(0, -1),
+        np.asfortranarray,
+        strided,
+        lambda a: a.astype(">f8"),
+        lambda a: pd.DataFrame(a) if a.ndim == 2 else pd.Series(a),
+    ],
+    ids=["array", "list", "tensor", "requires_grad", "transposed", "fortran", "strided", "big_endian", "frame"],
+)  # fmt: skip
+def test_every_container_gives_the_same_rows(as_given):
+    data = collect(as_given(X), as_given(Y))
+    assert np.array_equal(data.x, X) and np.array_equal(data.y, Y) and data.n == 20
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64", "int8", "int64", "uint8", "bool"])
+def test_every_number_type_becomes_the_one_dtype_of_the_fit(kind):
+    given = torch.as_tensor(np.abs(X) * 4).to(getattr(torch, kind))
+    data = collect(given, given[:, 0])
+    for dtype in (torch.float32, torch.float64):
+        made = inputs_to_tensors(data.x, dtype, "cpu", True)
+        assert made.dtype == dtype
+        assert torch.equal(made, given.to(torch.float64).to(dtype))
+        program = to_tensor(data.x, dtype, "cpu")  # a user's program gets integers as integers
+        expected = dtype if given.is_floating_point() else torch.bool if kind == "bool" else torch.int64
+        assert program.dtype == expected
+
+
+def test_the_callers_arrays_are_neither_changed_nor_shared():
+    x, y = X.copy(), Y.copy()
+    table = pd.DataFrame(x.copy())
+    before = [hashlib.sha256(a.tobytes()).hexdigest() for a in (x, y, table.to_numpy())]
+    data, framed, tensors = collect(x, y), collect(table, y), collect(torch.as_tensor(x), torch.as_tensor(y))
+    learn_units(data, x=True, y=True, where="fit").inputs(data.x)
+    for made in (data, framed, tensors):
+        made.x[:] = 7.0
+        made.y[:] = 7.0
+    assert [hashlib.sha256(a.tobytes()).hexdigest() for a in (x, y, table.to_numpy())] == before
+
+
+def test_frames_give_columns_and_target_names():
+    table = pd.DataFrame(X, columns=["age", "sex", "bmi"])
+    data = collect(table, pd.Series(Y, name="progression"))
+    assert data.columns == ("age", "sex", "bmi") and data.target == "progression"
+    mixed = collect(table.assign(sex=np.arange(20) % 2), Y)
+    assert mixed.x.dtype == np.float64 and np.array_equal(mixed.x[:, 1], np.arange(20) % 2)
+    assert collect(X, Y).columns is None and collect(X, Y).target is None
+
+
+def test_dicts_keep_each_arrays_own_kind():
+    data = collect({"unit": np.arange(20) % 4, "z": X}, Y)
+    assert data.n == 20 and data.x["unit"].dtype.kind == "i"
+    made = inputs_to_tensors(data.x, torch.float32, "cpu", False)
+    assert made["unit"].dtype == torch.int64 and made["z"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", ["x", "y", "shape", "dtype", "name", "swap"])
+def test_the_checksum_sees_every_change(change):
+    one = Data({"a": X, "b": X + 1}, Y)
+    x, y = {"a": X.copy(), "b": X + 1}, Y.copy()
+    if change == "x":
+        x["a"][3, 1] = np.nextafter(x["a"][3, 1], 9)
+    elif change == "y":
+        y[0] += 1e-9
+    elif change == "shape":
+        y = y[:, None]
+    elif change == "dtype":
+        y = y.astype(np.float32)
+    elif change == "name":
+        x = {"a": x["a"], "c": x["b"]}
+    else:
+        x = {"a": x["b"], "b": x["a"]}
+    assert Data(dict(reversed(one.x.items())), Y).checksum() == one.checksum()
+    assert Data(x, y).checksum() != one.checksum()
+
+
+def test_standard_units_have_mean_0_and_sd_1_and_map_back():
+    y = np.stack([Y, 3 * Y + 1], 1)
+    data = collect(X, y)
+    units = learn_units(data, x=True, y=True, where="fit")
+    x, standard = units.inputs(data.x), units.targets(data.y)
+    assert np.allclose(x.mean(0), 0, atol=1e-14) and np.allclose(x.std(0), 1)
+    assert np.allclose(standard.mean(0), 0, atol=1e-14) and np.allclose(standard.std(0), 1)
+    assert np.allclose(standard * units.y_sd + units.y_mean, y, rtol=1e-14)
+    assert units.log_jacobian == pytest.approx(np.log(y.std(0)).sum(), rel=1e-14)
+    new = RNG.normal(size=(4, 3))
+    assert np.allclose(units.inputs(new), (new - X.mean(0)) / X.std(0), rtol=1e-14)
+
+
+def test_units_are_learnt_by_name_and_left_alone_where_not_asked():
+    data = collect({"a": X, "b": Y}, Y)
+    units = learn_units(data, x=True, y=False, where="fit")
+    assert np.allclose(units.inputs(data.x)["b"].std(), 1) and np.allclose(units.inputs(data.x)["a"].mean(0), 0)
+    assert units.targets(Y) is Y and units.log_jacobian == 0.0 and float(units.y_sd) == 1.0
+    assert Units({}).inputs(X) is X
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
+def test_units_undo_any_scale(scale):
+    """N3."""
+    plain = learn_units(collect(X, Y), x=True, y=True, where="fit")
+    scaled = learn_units(collect(X * scale, Y * scale), x=True, y=True, where="fit")
+    assert np.allclose(scaled.inputs(X * scale), plain.inputs(X), rtol=1e-9)
+    assert np.allclose(scaled.targets(Y * scale), plain.targets(Y), rtol=1e-9)
+
+
+def test_half_precision_rows_do_not_overflow_in_their_moments():
+    """Sums and squares of float16 values beyond 65504 are infinite in float16."""
+    x = (np.arange(20.0)[:, None] * 1000).astype(np.float16)
+    units = learn_units(collect(x, Y), x=True, y=False, where="fit")
+    assert np.isfinite(units.inputs(x)).all() and np.allclose(units.inputs(x).std(0), 1)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6, -1e-9])
+def test_constant_columns_are_named_in_one_warning_and_centred(value):
+    """N5."""
+    x = X.copy()
+    x[:, 1] = value
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        units = learn_units(collect(pd.DataFrame(x, columns=["a", "b", "c"]), Y), x=True, y=True, where="fit")
+    text = "fit, x, column b: constant in the training rows, so it carries no information and is only centred."
+    assert [str(w.message) for w in caught] == [text]
+    assert np.allclose(units.inputs(x)[:, 1], 0, atol=1e-9) and np.isfinite(units.inputs(x + 1)).all()
+    with pytest.warns(UserWarning, match="^fit, x, column 1: constant"):
+        learn_units(collect(x, Y), x=True, y=True, where="fit")
+    with pytest.warns(UserWarning, match="^fit, y: constant"):
+        learn_units(collect(X, np.full(20, value)), x=True, y=True, where="fit")
+
+
+def test_several_constant_columns_are_all_named():
+    x = np.concatenate([X, np.zeros((20, 1)), np.ones((20, 1))], 1)
+    with pytest.warns(UserWarning, match="^fit, x, column 3, 4: constant"):
+        learn_units(collect(x, Y), x=True, y=True, where="fit")
+
+
+def test_complaints_name_the_function_and_the_place():
+    with pytest.raises(ShapeError, match=r"^predict, x\['a'\]: expected rows on the first axis"):
+        collect({"a": 3.0}, where="predict")
+    x = X.copy()
+    x[4, 1] = np.nan
+    with pytest.raises(DataError, match=r"^predict, x: expected finite numbers, got nan at row 4, column 1; 1 of 60"):
+        collect(x, where="predict")

@@ -1,0 +1,120 @@
+"""The verdict: healthy draws are believed, each planted fault is named (S21)."""
+
+import numpy as np
+import pytest
+import torch
+
+import bnn_pyro as bnn
+from bnn_pyro.diagnose import elbo_gain
+
+CHAINS, DRAWS = 4, 250
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    data = bnn.load_dataset("stackloss")
+    model = bnn.get_model("linear", noise=0.5)
+    posterior = model.fit(data.train, chains=CHAINS, warmup=20, draws=DRAWS, dtype="float64", backend="traced")
+    return posterior, model.exact(posterior.target.x, posterior.target.y)
+
+
+@pytest.fixture
+def healthy(fitted):
+    """The posterior with independent draws of the exact one, and statistics without a fault."""
+    posterior, exact = fitted
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(CHAINS, DRAWS, 4, generator=generator, dtype=torch.float64)
+    energy = np.random.default_rng(0).normal(size=(CHAINS, DRAWS))
+    posterior.__dict__.pop("idata", None)
+    posterior.__dict__.pop("verdict", None)
+    posterior.draws.z = exact.mean + noise @ torch.linalg.cholesky(exact.covariance).T
+    posterior.draws.stats |= {
+        "diverging": np.zeros((CHAINS, DRAWS), bool),
+        "tree_depth": np.full((CHAINS, DRAWS), 3),
+        "energy": energy,
+    }
+    return posterior
+
+
+def test_exact_draws_are_converged(healthy):
+    verdict = healthy.diagnose()
+    assert verdict.verdict == "converged" and not verdict.remedies
+    assert verdict.numbers["r_hat"] < 1.01 and verdict.numbers["ess_bulk"] > 400
+
+
+def test_a_chain_elsewhere(healthy):
+    healthy.draws.z[3] += 10 * healthy.draws.z.std((0, 1))
+    verdict = healthy.diagnose()
+    assert verdict.verdict == "not converged" and "chains disagree" in str(verdict)
+
+
+def test_a_chain_that_is_stuck(healthy):
+    healthy.draws.z[2] = healthy.draws.z[2, :1]
+    assert healthy.diagnose().verdict == "not converged"
+
+
+def test_all_chains_stuck(healthy):
+    healthy.draws.z[:] = healthy.draws.z[:, :1]
+    assert healthy.diagnose().verdict == "not converged"
+
+
+def test_slow_chains(healthy):
+    healthy.draws.z = healthy.draws.z[:, : DRAWS // 5].repeat_interleave(5, 1)
+    verdict = healthy.diagnose()
+    assert verdict.verdict == "not converged" and "ESS of" in str(verdict) and "more draws" in str(verdict)
+
+
+def test_one_divergence(healthy):
+    healthy.draws.stats["diverging"][1, 7] = True
+    verdict = healthy.diagnose()
+    assert verdict.verdict == "not converged" and "1 of 1000 draws diverged" in str(verdict)
+    assert any("target_accept=0.9" in r for r in verdict.remedies)
+
+
+def test_trees_at_their_limit(healthy):
+    healthy.draws.stats["tree_depth"][0, :20] = healthy.method.max_tree_depth
+    verdict = healthy.diagnose()
+    assert verdict.verdict == "not converged" and "2.0% of trees stopped" in str(verdict)
+
+
+def test_energy_explored_slowly(healthy):
+    healthy.draws.stats["energy"] = healthy.draws.stats["energy"].cumsum(1)
+    verdict = healthy.diagnose()
+    assert verdict.verdict == "not converged" and "E-BFMI" in str(verdict)
+
+
+def test_draws_that_are_not_finite(healthy):
+    healthy.draws.z[0, 0, 0] = float("nan")
+    assert healthy.diagnose().verdict == "not converged"
+
+
+def test_two_chains_cannot_be_judged():
+    data = bnn.load_dataset("stackloss")
+    posterior = bnn.get_model("linear").fit(data.train, chains=2, warmup=20, draws=20, backend="traced")
+    assert "R-hat needs at least 4" in str(posterior.diagnose())
+
+
+def test_svi_that_still_moves_and_svi_that_has_settled():
+    data = bnn.load_dataset("diabetes")
+    model = bnn.get_model("linear")
+    short = model.fit(data.train, inference="svi", steps=150, lr=0.005, lr_decay=1.0, draws=50).diagnose()
+    assert short.verdict == "not converged" and short.remedies == ["steps=300"]
+    long = model.fit(data.train, inference="svi", steps=3000, draws=500).diagnose()
+    assert long.verdict == "approximate" and "k-hat" in str(long)
+    few = model.fit(data.train, inference="svi", steps=15, draws=50).diagnose()
+    assert few.verdict == "not converged"
+
+
+def test_map_is_never_more_than_approximate():
+    data = bnn.load_dataset("stackloss")
+    verdict = bnn.get_model("linear").fit(data.train, inference="map", steps=2000).diagnose()
+    assert verdict.verdict == "approximate" and "epistemic uncertainty is absent" in str(verdict)
+
+
+def test_elbo_gain_and_its_error():
+    rng = np.random.default_rng(1)
+    flat = rng.normal(size=4000)
+    gain, error = elbo_gain(flat)
+    assert abs(gain) < 4 * error and error == pytest.approx(np.sqrt(2 / 400), rel=0.1)
+    gain, error = elbo_gain(flat + 0.01 * np.arange(4000))
+    assert gain == pytest.approx(4.0, abs=4 * error) and error == pytest.approx(np.sqrt(2 / 400), rel=0.1)

@@ -1,0 +1,137 @@
+"""Run directories: exact round trips, and one sentence for whatever is damaged, foreign or in the way."""
+
+import os
+import stat
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import bnn_pyro as bnn
+from bnn_pyro import files, results
+
+FIT = {"inference": "svi", "steps": 60, "draws": 30, "seed": 2}
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    data = bnn.load_dataset("stackloss")
+    return bnn.get_model("mlp_gaussian", hidden=(3,)).fit(data.train, **FIT)
+
+
+@pytest.fixture
+def run(posterior, tmp_path):
+    return posterior.save(tmp_path / "run")
+
+
+def same(one, other):
+    assert results.group_names(one) == results.group_names(other)
+    for group in results.group_names(one):
+        a, b = results.dataset(one, group), results.dataset(other, group)
+        assert a.identical(b), group
+    assert dict(one.attrs) == dict(other.attrs)
+
+
+def test_save_load_save_is_equal(posterior, run, tmp_path):
+    loaded = bnn.load(run)
+    same(posterior.idata, loaded.idata)
+    assert torch.equal(posterior.draws.z, loaded.draws.z) and loaded.draws.z.dtype == posterior.draws.z.dtype
+    assert loaded.model == posterior.model and loaded.method == posterior.method and loaded.seed == posterior.seed
+    x = bnn.load_dataset("stackloss").test.x
+    for attribute in ("mean", "std", "draws", "function_draws"):
+        assert np.array_equal(getattr(posterior.predict(x), attribute), getattr(loaded.predict(x), attribute))
+    assert str(loaded.diagnose()) == str(posterior.diagnose())
+    again = loaded.save(tmp_path / "again")
+    assert (run / files.STATE).read_bytes() == (again / files.STATE).read_bytes()
+    assert (run / files.NETCDF).read_bytes() == (again / files.NETCDF).read_bytes()
+
+
+@pytest.mark.parametrize("inference", ["nuts", "map"])
+def test_other_methods_round_trip(inference, tmp_path):
+    data = bnn.load_dataset("stackloss")
+    options = {"nuts": {"chains": 2, "warmup": 20, "draws": 20}, "map": {"steps": 50}}[inference]
+    posterior = bnn.get_model("linear", noise=0.5).fit(data.train, inference=inference, dtype="float64", **options)
+    loaded = bnn.load(posterior.save(tmp_path / "run"))
+    same(posterior.idata, loaded.idata)
+    assert loaded.method == posterior.method and str(loaded.diagnose()) == str(posterior.diagnose())
+    for name, value in posterior.draws.state.items():
+        assert torch.equal(loaded.draws.state[name], value)
+
+
+def test_files_are_private_and_hold_no_pickle(run):
+    assert sorted(os.listdir(run)) == [files.NETCDF, files.TOML, files.STATE]
+    assert stat.S_IMODE(run.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(p.stat().st_mode) == 0o600 for p in run.iterdir())
+    assert not any(b"\x80\x04\x95" in p.read_bytes()[:16] for p in run.iterdir())
+    assert os.environ.get("HOME", "/nonexistent").encode() not in (run / files.TOML).read_bytes()
+    assert [p.name for p in run.parent.iterdir()] == ["run"]  # no temporary left
+
+
+@pytest.mark.parametrize("name", [files.NETCDF, files.STATE, files.TOML])
+@pytest.mark.parametrize("where", [0.01, 0.5, 0.99])
+def test_one_flipped_bit_is_found(run, name, where):
+    raw = bytearray((run / name).read_bytes())
+    raw[int(len(raw) * where)] ^= 1
+    (run / name).write_bytes(raw)
+    with pytest.raises(bnn.RunError, match=rf"{name}: expected .* damaged"):
+        bnn.load(run)
+
+
+def test_a_missing_file_a_foreign_folder_and_no_folder(run, tmp_path):
+    (run / files.NETCDF).unlink()
+    with pytest.raises(bnn.RunError, match=r"posterior.nc: expected a file, got none: the run is incomplete"):
+        bnn.load(run)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    with pytest.raises(bnn.RunError, match=r"expected a run directory with run.toml, got none"):
+        bnn.load(foreign)
+    with pytest.raises(bnn.RunError, match=r"expected a directory, got none. bnn-pyro fit makes one"):
+        bnn.load(tmp_path / "nowhere")
+
+
+def test_nothing_is_overwritten_unasked(posterior, run, tmp_path):
+    before = (run / files.STATE).read_bytes()
+    with pytest.raises(bnn.RunError, match=r"expected a new name, got a run that exists"):
+        posterior.save(run)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(bnn.RunError, match=r"got one that holds other files"):
+            posterior.save(foreign, overwrite=overwrite)
+    with pytest.raises(bnn.RunError, match=r"expected a new directory, got a file"):
+        posterior.save(foreign / "notes.txt", overwrite=True)
+    assert (foreign / "notes.txt").read_text() == "mine" and (run / files.STATE).read_bytes() == before
+    posterior.save(run, overwrite=True)
+    assert bnn.load(run).seed == 2
+
+
+def test_a_failure_while_writing_leaves_the_old_run(posterior, run, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "save", full)
+    with pytest.raises(bnn.RunError, match=r"got: No space left on device"):
+        posterior.save(run, overwrite=True)
+    assert [p.name for p in run.parent.iterdir()] == ["run"]
+    assert bnn.load(run).seed == 2
+
+
+def test_a_users_program_is_passed_when_loading(tmp_path):
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+    x = torch.linspace(-1, 1, 20)
+    posterior = bnn.fit(program, x, 2 * x, **FIT)
+    run = posterior.save(tmp_path / "run")
+    loaded = bnn.load(run, model=program)
+    assert np.array_equal(loaded.predict(x).mean, posterior.predict(x).mean)
+    without = bnn.load(run)
+    same(without.idata, posterior.idata)
+    with pytest.raises(bnn.ModelError, match=r"program: expected the Pyro program that was fitted. Pass it"):
+        without.predict(x)

@@ -1,0 +1,142 @@
+"""Every ArviZ group for SVI, MAP and NUTS alike: named dims, original units, and the calls that users type."""
+
+import arviz as az
+import matplotlib
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from scipy import stats
+
+import bnn_pyro as bnn
+from bnn_pyro import results
+
+matplotlib.use("Agg")
+GROUPS = {
+    "posterior",
+    "sample_stats",
+    "log_likelihood",
+    "posterior_predictive",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+    "function_space",
+}
+METHODS = {
+    "nuts": {"inference": "nuts", "chains": 4, "warmup": 40, "draws": 30, "max_tree_depth": 4},
+    "svi": {"inference": "svi", "steps": 300, "draws": 120},
+    "map": {"inference": "map", "steps": 300},
+}
+
+
+@pytest.fixture(scope="module")
+def posteriors():
+    data = bnn.load_dataset("stackloss")
+    model = bnn.get_model("mlp_gaussian", hidden=(3, 2))
+    return {name: model.fit(data.train, seed=1, **settings) for name, settings in METHODS.items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_groups_dims_and_coords(posteriors, name):
+    posterior = posteriors[name]
+    idata = posterior.idata
+    assert set(results.group_names(idata)) == GROUPS
+    weights = results.dataset(idata, "posterior")
+    assert weights["w1"].dims == ("chain", "draw", "feature", "hidden_1")
+    assert weights["w2"].dims == ("chain", "draw", "hidden_1", "hidden_2")
+    assert weights["b3"].dims == ("chain", "draw", "output")
+    assert list(weights["feature"].values) == list(posterior.data.columns)
+    watched = results.dataset(idata, "function_space")
+    assert watched["f"].dims == ("chain", "draw", "probe")
+    expected = {"f", "noise_scale", "log_likelihood", "log_prior", *(f"norm_{k}{i}" for k in "wb" for i in (1, 2, 3))}
+    assert set(watched.data_vars) == expected
+    assert results.dataset(idata, "log_likelihood")["y"].dims == ("chain", "draw", "row")
+    assert results.dataset(idata, "constant_data")["x"].dims == ("row", "feature")
+    assert np.array_equal(results.dataset(idata, "observed_data")["y"].values, posterior.data.y)
+    kept = results.dataset(idata, "sample_stats")
+    wanted = {"nuts": {"energy", "diverging", "tree_depth"}, "svi": {"log_p", "log_q"}, "map": {"lp"}}[name]
+    assert wanted <= set(kept.data_vars)
+    for attribute in ("model", "inference", "seed", "settings", "data_checksum", "versions", "engine", "wall_time"):
+        assert attribute in idata.attrs, attribute
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_calls_that_users_type(posteriors, name):
+    idata = posteriors[name].idata
+    table = az.summary(idata, group="function_space")
+    f = results.dataset(idata, "function_space")["f"].values
+    assert table.loc["f[0]", "mean"] == pytest.approx(f[..., 0].mean(), abs=0.01)
+    assert np.isfinite(az.loo(idata).elpd_loo)
+    assert set(az.compare({"a": idata, "b": posteriors["nuts"].idata}).index) == {"a", "b"}
+    az.plot_trace(idata.function_space, var_names=["log_likelihood", "noise_scale"])
+    az.plot_ppc(idata, num_pp_samples=10)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_log_likelihood_is_in_original_units(posteriors, name):
+    """Against scipy, from f and sigma of the draws: log Normal(y; f sd_y + mean_y, sigma sd_y)."""
+    posterior = posteriors[name]
+    idata, units = posterior.idata, posterior.units
+    f = posterior.predict(pd.DataFrame(posterior.data.x, columns=posterior.data.columns)).function_draws
+    sigma = results.dataset(idata, "posterior")["sigma"].values[..., None] * units.y_sd
+    expected = stats.norm(f, sigma).logpdf(posterior.data.y)
+    assert np.allclose(results.dataset(idata, "log_likelihood")["y"].values, expected, atol=2e-4)
+    watched = results.dataset(idata, "function_space")
+    assert np.allclose(watched["log_likelihood"].values, expected.sum(-1), atol=2e-3)
+    assert np.allclose(watched["noise_scale"].values, sigma[..., 0], rtol=1e-5)
+    probes = results.dataset(idata, "constant_data")["probe_row"].values
+    assert np.allclose(watched["f"].values, f[..., probes], rtol=1e-5)
+    w1 = results.dataset(idata, "posterior")["w1"].values.astype(float)
+    assert np.allclose(watched["norm_w1"].values, (w1**2).sum((-1, -2)), rtol=1e-5)
+
+
+def test_prior_groups_are_draws_of_the_prior(posteriors):
+    idata = posteriors["svi"].idata
+    prior = results.dataset(idata, "prior")
+    assert stats.kstest(prior["b1"].values.reshape(-1), "norm").pvalue > 1e-4
+    assert stats.kstest(prior["sigma"].values.reshape(-1), "halfnorm").pvalue > 1e-4
+    assert stats.kstest(prior["scale"].values.reshape(-1), "halfcauchy").pvalue > 1e-4
+    assert results.dataset(idata, "prior_predictive")["y"].shape == (1, 500, posteriors["svi"].data.n)
+
+
+def test_posterior_predictive_has_the_noise_of_its_draw(posteriors):
+    posterior = posteriors["nuts"]
+    replicated = results.dataset(posterior.idata, "posterior_predictive")["y"].values
+    f = posterior.predict(pd.DataFrame(posterior.data.x, columns=posterior.data.columns)).function_draws
+    sigma = results.dataset(posterior.idata, "posterior")["sigma"].values[..., None] * posterior.units.y_sd
+    standard = ((replicated - f) / sigma).reshape(-1)
+    assert stats.kstest(standard, "norm").pvalue > 1e-4
+
+
+def test_an_improper_prior_leaves_its_groups_out_and_says_so():
+    from torch.distributions import constraints
+
+    def program(x, y=None):
+        w = pyro.sample("w", dist.ImproperUniform(constraints.real, (), ()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+    x = torch.linspace(-1, 1, 20)
+    posterior = bnn.fit(program, x, 2 * x, chains=1, warmup=50, draws=20)
+    with pytest.warns(UserWarning, match="a prior is improper, so 'prior' and 'prior_predictive' are left out"):
+        names = results.group_names(posterior.idata)
+    assert GROUPS - set(names) == {"prior", "prior_predictive"}
+
+
+def test_inputs_in_a_dict_and_a_joint_observation():
+    def program(x, y=None):
+        level = pyro.sample("level", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        f = level[x["group"]] + x["t"]
+        pyro.sample("y", dist.Normal(f, 0.5).to_event(1), obs=y)
+
+    x = {"group": torch.arange(12) % 3, "t": torch.linspace(0, 1, 12)}
+    posterior = bnn.fit(program, x, x["t"] + x["group"], inference="svi", steps=200, draws=30)
+    names = set(results.group_names(posterior.idata))
+    assert GROUPS - names == {"log_likelihood"}  # one joint term has no pointwise log likelihood
+    assert set(results.dataset(posterior.idata, "constant_data").data_vars) == {"group", "t", "probe_row"}
+    assert posterior.predict(x).mean.shape == (12,)

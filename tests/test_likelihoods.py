@@ -1,0 +1,135 @@
+"""A distribution taken apart into tensors and put together again around others is the distribution it was."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions.transforms import AffineTransform, ExpTransform
+from torch.func import vmap
+
+import problems
+from bnn_pyro.errors import ModelError
+from bnn_pyro.isolation import isolated
+from bnn_pyro.likelihoods import mean_and_variance, split, sum_to_rows
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with isolated(seed=0, dtype=torch.float64):
+        yield
+
+
+A, B = torch.linspace(-1, 1, 4, dtype=torch.float64), torch.linspace(0.5, 2, 4, dtype=torch.float64)
+
+MAKERS = {
+    "normal": lambda a, b: dist.Normal(a, b),
+    "expanded": lambda a, b: dist.Normal(a[0], b[0]).expand([4]),
+    "events": lambda a, b: dist.Normal(torch.stack([a, a]), torch.stack([b, b])).to_event(1),
+    "student": lambda a, b: dist.StudentT(b + 2, a, b),
+    "bernoulli": lambda a, b: dist.Bernoulli(logits=a),
+    "poisson": lambda a, b: dist.Poisson(b),
+    "negative_binomial": lambda a, b: dist.NegativeBinomial(b, logits=a),
+    "multivariate": lambda a, b: dist.MultivariateNormal(a, torch.diag(b)),
+    "low_rank": lambda a, b: dist.LowRankMultivariateNormal(a, b[:, None], b),
+    "mixture": lambda a, b: dist.MixtureSameFamily(
+        dist.Categorical(torch.stack([b, b**2], -1)), dist.Normal(torch.stack([a, -a], -1), b[:, None])
+    ),
+    "transformed": lambda a, b: dist.TransformedDistribution(
+        dist.Normal(a, b), [ExpTransform(), AffineTransform(a, b)]
+    ),
+    "lognormal": lambda a, b: dist.LogNormal(a, b),
+    "truncated": lambda a, b: dist.Uniform(a, a + b),
+    "ordinal": lambda a, b: dist.OrderedLogistic(a, torch.stack([-b[0], b[0]])),
+    "zero_inflated": lambda a, b: dist.ZeroInflatedPoisson(b, gate=torch.sigmoid(a)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_rebuilt_distributions_draw_and_score_as_the_original(name):
+    fn = MAKERS[name](A, B)
+    tensors, make = split(fn)
+    assert tensors
+    again = make(tensors)
+    torch.manual_seed(1)
+    y = fn.sample()
+    torch.manual_seed(1)
+    assert torch.equal(again.sample(), y)
+    assert torch.equal(again.log_prob(y), fn.log_prob(y))
+    assert again.batch_shape == fn.batch_shape and again.event_shape == fn.event_shape
+
+
+@pytest.mark.parametrize("name", [n for n in MAKERS if n != "ordinal"])  # its constructor writes in place: no vmap
+def test_distributions_made_under_vmap_are_rebuilt_from_their_tensors(name):
+    """Each draw has its own parameters, not the first draw's and not the trace's."""
+    shifts = torch.tensor([0.0, 0.3, 0.9])
+    made = []
+
+    def one(shift):
+        tensors, make = split(MAKERS[name](A + shift, B + shift))
+        made[:] = [make]
+        return tensors
+
+    batched = vmap(one)(shifts)
+    for i, shift in enumerate(shifts):
+        expected = MAKERS[name](A + shift, B + shift)
+        again = made[0]([t[i] for t in batched])
+        torch.manual_seed(2)
+        y = expected.sample()
+        torch.manual_seed(2)
+        assert torch.allclose(again.sample(), y, rtol=1e-12)
+        if name != "transformed":
+            assert torch.allclose(again.log_prob(y), expected.log_prob(y), rtol=1e-12)
+
+
+def test_new_tensors_leave_the_original_alone():
+    fn = dist.TransformedDistribution(dist.Normal(A, B), [AffineTransform(A, B)])
+    tensors, make = split(fn)
+    make([torch.zeros_like(t) for t in tensors])
+    assert torch.equal(fn.transforms[0].loc, A) and torch.equal(fn.base_dist.scale, B)
+
+
+WITH_MOMENTS = ("normal", "expanded", "student", "bernoulli", "poisson", "negative_binomial", "mixture", "lognormal")
+
+
+@pytest.mark.parametrize("name", [*WITH_MOMENTS, "truncated"])
+def test_mean_and_variance_are_those_of_many_draws(name):
+    fn = MAKERS[name](A * 0.5, B * 0.5)
+    if name == "student":
+        fn = dist.StudentT(B + 8, A, B)
+    mean, variance = mean_and_variance(fn, "here")
+    y = fn.sample((200_000,))
+    assert mean.shape == variance.shape == (4,)
+    error = y.std(0) / 200_000**0.5
+    assert ((y.mean(0) - mean).abs() < 5 * error).all()
+    assert ((y.var(0) / variance - 1).abs() < 0.06).all()
+
+
+@pytest.mark.parametrize("fn", [
+    dist.Categorical(torch.ones(4, 3) / 3),
+    dist.OrderedLogistic(torch.zeros(4), torch.tensor([-1.0, 1.0])),
+    dist.Cauchy(torch.zeros(4), 1.0),
+], ids=["categorical", "ordinal", "cauchy"])  # fmt: skip
+def test_likelihoods_without_a_mean_are_refused_by_name(fn):
+    """torch gives NaN as the mean of a categorical or Cauchy distribution; NaN predictions say nothing."""
+    with pytest.raises(
+        ModelError, match=f"^here: expected a likelihood with a mean and a variance, got {type(fn).__name__}"
+    ):
+        mean_and_variance(fn, "here")
+
+
+def test_rows_are_kept_and_other_axes_summed():
+    log_prob = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(sum_to_rows(log_prob, -1), log_prob.sum((0, 1)))
+    assert torch.equal(sum_to_rows(log_prob, -2), log_prob.sum((0, 2)))
+    assert torch.equal(sum_to_rows(log_prob, -3), log_prob.sum((1, 2)))
+    assert torch.equal(sum_to_rows(log_prob[0, 0], -1), log_prob[0, 0])
+
+
+def test_a_mixture_likelihood_has_its_own_moments():
+    target = problems.PROBLEMS["mixture"]().target()
+    z = problems.points(target, 1)[0]
+    v = target.constrain(z)
+    f, p = target.x @ v["w"], v["p"]
+    mean, variance = mean_and_variance(target.forward(z, target.x), "here")
+    expected = (2 * p - 1) * f
+    assert torch.allclose(mean, expected, rtol=1e-12)
+    assert torch.allclose(variance, 0.25 + f**2 - expected**2, rtol=1e-12)
