@@ -1,8 +1,9 @@
 """A function of one draw, mapped over many in blocks that fit a memory budget.
 
 ``vmap`` evaluates a block at once; a function that it refuses (control flow on values, an operation without a batching
-rule) is called draw by draw. Results do not depend on the block size: a lone last draw is padded to two, because CPU
-kernels give the same bits for any block of two or more, and other bits for one.
+rule) is called draw by draw. The block size follows from the function and the draws, so the same call gives the same bits.
+Another block size gives the same bits for the matrix products of networks (a lone last draw is padded to two, since CPU
+kernels treat one draw differently), and the same to the last bit or two for smaller products.
 """
 
 from __future__ import annotations

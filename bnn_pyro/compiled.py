@@ -21,7 +21,9 @@ from bnn_pyro.target import Target
 
 BACKENDS = ("auto", "inductor", "traced", "program")
 COMPILE_FROM = 10_000  # dim * rows: from here on, a gradient takes longer to dispatch than inductor's code to run
-ONE_THREAD_BELOW = 10_000_000  # dim * rows: up to here a second thread waits more than it works (3 times slower measured)
+ONE_THREAD_BELOW = (
+    10_000_000  # dim * rows: up to here a second thread waits more than it works (3 times slower measured)
+)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
 
 Call = Callable[[Tensor], tuple[Tensor, Tensor]]

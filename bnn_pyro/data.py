@@ -76,7 +76,7 @@ def collect(x: Any, y: Any = None, *, where: str = "fit") -> Data:
     if y is not None and y.shape[0] != n:
         raise _lengths_differ(arrays, y, where)
     if n == 0:
-        raise DataError(f"{where}, x: expected at least one row, got none. For draws of the prior use model.prior(x).")
+        raise DataError(f"{where}, x: expected at least one row, got none.")
     return Data(arrays, y, columns, target)
 
 
@@ -95,6 +95,9 @@ def _lengths_differ(x: Any, y: np.ndarray, where: str) -> ShapeError:
 
 
 def _frame(x: Any, where: str) -> np.ndarray:
+    if len(set(map(str, x.columns))) < len(x.columns):
+        twice = next(c for c in x.columns if list(map(str, x.columns)).count(str(c)) > 1)
+        raise DataError(f"{where}, x: expected a name for each column, got {str(twice)!r} twice. Rename one.")
     for name in x.columns:
         kind = getattr(x[name].dtype, "kind", "O")
         if kind not in "fiub":
@@ -102,24 +105,32 @@ def _frame(x: Any, where: str) -> np.ndarray:
                 f"{where}, x: expected numbers, got column {str(name)!r} of type {x[name].dtype}. "
                 "Encode it as numbers first, for example with pandas.get_dummies."
             )
-    return x.to_numpy(dtype=np.result_type(*(x[name].to_numpy().dtype for name in x.columns)) if len(x.columns) else float)
+    return x.to_numpy(
+        dtype=np.result_type(*(x[name].to_numpy().dtype for name in x.columns)) if len(x.columns) else float
+    )
 
 
 def _array(value: Any, name: str, where: str, columns: tuple[str, ...] | None) -> np.ndarray:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
-    array = np.array(value)  # a copy: the caller's array is never shared or changed
+    try:
+        array = np.array(value)  # a copy: the caller's array is never shared or changed
+    except ValueError as error:
+        raise ShapeError(
+            f"{where}, {name}: expected rows of equal length, got a ragged list. Pass an array."
+        ) from error
     if array.dtype.kind not in "fiub":
         raise DataError(f"{where}, {name}: expected numbers, got an array of type {array.dtype}. Encode it as numbers.")
     if array.ndim == 0:
         raise ShapeError(f"{where}, {name}: expected rows on the first axis, got a single number. Pass an array.")
     if array.dtype.kind == "f":
-        _refuse_not_finite(array, name, where, columns)
+        refuse_not_finite(array, name, where, columns)
     return array
 
 
-def _refuse_not_finite(array: np.ndarray, name: str, where: str, columns: tuple[str, ...] | None) -> None:
+def refuse_not_finite(array: np.ndarray, name: str, where: str, columns: tuple[str, ...] | None) -> None:
+    """Raises: DataError that names the first row and column of an array (n, ...) where it is not finite."""
     bad = ~np.isfinite(array)
     if not bad.any():
         return
@@ -182,7 +193,9 @@ def learn_units(data: Data, *, x: bool, y: bool, where: str) -> Units:
     return Units(pairs, target)
 
 
-def _moments(array: np.ndarray, name: str, columns: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _moments(
+    array: np.ndarray, name: str, columns: tuple[str, ...] | None, where: str
+) -> tuple[np.ndarray, np.ndarray]:
     array = array.astype(np.float64)
     mean, sd = array.mean(0), array.std(0)
     constant = sd <= 1e-12 * np.abs(mean)

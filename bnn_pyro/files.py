@@ -39,16 +39,22 @@ def check_new_run(directory: str | Path, overwrite: bool = False) -> Path:
                 raise RunError(f"{where}: expected a new directory, got a file. Choose another name.")
             if any(path.iterdir()):
                 if not (path / TOML).is_file():
-                    raise RunError(f"{where}: expected a new directory, got one that holds other files. Choose another name.")
+                    raise RunError(
+                        f"{where}: expected a new directory, got one that holds other files. Choose another name."
+                    )
                 if not overwrite:
-                    raise RunError(f"{where}: expected a new name, got a run that exists. Choose another, or overwrite it.")
+                    raise RunError(
+                        f"{where}: expected a new name, got a run that exists. Choose another, or overwrite it."
+                    )
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".bnn-pyro-", dir=path.parent):
             pass
     except RunError:
         raise
     except OSError as error:
-        raise RunError(f"{where}: expected a place that can be written, got: {error.strerror}. Choose another.") from error
+        raise RunError(
+            f"{where}: expected a place that can be written, got: {error.strerror}. Choose another."
+        ) from error
     return path
 
 
@@ -85,7 +91,9 @@ def load(directory: str | Path, model: Any = None) -> Posterior:
         if not file.is_file():
             raise RunError(f"{file}: expected a file, got none: the run is incomplete. Restore it, or fit again.")
         if _sha256(file) != expected:
-            raise RunError(f"{file}: expected the SHA-256 that {TOML} states, got another: damaged. Restore it, or fit again.")
+            raise RunError(
+                f"{file}: expected the SHA-256 that {TOML} states, got another: damaged. Restore it, or fit again."
+            )
     from bnn_pyro.restore import restore
 
     return restore(path, content, model)
@@ -105,7 +113,9 @@ def read_toml(directory: str | Path) -> dict[str, Any]:
         raise RunError(f"{file}: expected its own SHA-256 on the last line, got another: damaged or edited. Fit again.")
     content = tomllib.loads(body.decode())
     if content.get("format") != FORMAT:
-        raise RunError(f"{file}: expected format {FORMAT!r}, got {content.get('format')!r}. Use the version that wrote it.")
+        raise RunError(
+            f"{file}: expected format {FORMAT!r}, got {content.get('format')!r}. Use the version that wrote it."
+        )
     return content
 
 
@@ -191,7 +201,9 @@ def model_from(content: dict[str, Any], given: Any) -> Any:
 
 def _absent_program(name: str) -> Any:
     def program(x: Any, y: Any = None) -> Any:
-        raise ModelError(f"{name}: expected the Pyro program that was fitted. Pass it: bnn.load(directory, model=program).")
+        raise ModelError(
+            f"{name}: expected the Pyro program that was fitted. Pass it: bnn.load(directory, model=program)."
+        )
 
     return program
 
@@ -236,7 +248,9 @@ def _new_directory(path: Path) -> Iterator[Path]:
         if old is not None:
             shutil.rmtree(old)
     except OSError as error:
-        raise RunError(f"{path}: expected to write the run, got: {error.strerror or error}. Free space, or choose another.") from error
+        raise RunError(
+            f"{path}: expected to write the run, got: {error.strerror or error}. Free space, or choose another."
+        ) from error
     finally:
         if made.exists():
             shutil.rmtree(made, ignore_errors=True)

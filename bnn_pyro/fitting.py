@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from bnn_pyro.compiled import BACKENDS
-from bnn_pyro.data import Data, collect, inputs_to_tensors, learn_units, to_tensor
+from bnn_pyro.data import Data, collect, inputs_to_tensors, learn_units, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import DataError, OptionError, unknown
 from bnn_pyro.inference import MAP, NUTS, SVI, Method, make_method
+from bnn_pyro.isolation import check_seed
 from bnn_pyro.model import BNN, Model
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.pyro_nuts import sample_nuts
@@ -90,6 +91,11 @@ def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: 
     x = inputs_to_tensors(units.inputs(data.x), dtype, device, floating)
     assert data.y is not None, "checked by _rows"
     y = to_tensor(units.targets(data.y), dtype, device, floating=floating)
+    for label, tensor in (
+        [*((f"x[{k!r}]", v) for k, v in x.items()), ("y", y)] if isinstance(x, dict) else [("x", x), ("y", y)]
+    ):
+        if tensor.is_floating_point():  # a number may be finite in float64 and not in float32
+            refuse_not_finite(tensor.cpu().numpy(), label, f"{bnn.name}, as {dtype}", data.columns)
     return build_target(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
 
 
@@ -106,7 +112,9 @@ def _infer(target: Target, method: Method, bnn: Model, seed: int, backend: str, 
 
 
 def _method(inference: str | Method, options: dict) -> Method:
-    return make_method(inference, options, also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress"))
+    return make_method(
+        inference, options, also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress")
+    )
 
 
 def _rows(bnn: Model, x: Any, y: Any) -> Data:
@@ -126,18 +134,16 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def find_device(device: str) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"`` as a device that torch can use. Raises: UnknownNameError, OptionError."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        made = torch.device(device)
-    except RuntimeError as error:
-        raise unknown("device", device, ("cpu", "cuda", "auto")) from error
+    name = str(device)
+    if name.partition(":")[0] not in ("cpu", "cuda") or (":" in name and not name.partition(":")[2].isdecimal()):
+        raise unknown("device", name, ("cpu", "cuda", "auto"))
+    made = torch.device(name)
     if made.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device: expected one that torch can use, got 'cuda', and torch finds none. Use device='cpu'.")
+        raise OptionError(
+            "device: expected one that torch can use, got 'cuda', and torch finds none. Use device='cpu'."
+        )
     return made
-
-
-def check_seed(seed: int) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise OptionError(f"seed: expected a whole number of at least 0, got {seed!r}.")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bnn_pyro.batching import map_draws
-from bnn_pyro.data import Inputs, Units
+from bnn_pyro.data import Units
 from bnn_pyro.isolation import isolated
-from bnn_pyro.likelihoods import mean_and_variance
+from bnn_pyro.likelihoods import has_mean, mean_and_variance
 from bnn_pyro.target import Target
 
 PROBES = 50
@@ -33,8 +33,10 @@ def function_space(target: Target, units: Units, z: Tensor) -> dict[str, np.ndar
     """
     chains, draws, dim = z.shape
     index = torch.as_tensor(probe_rows(target.n), device=target.device)
-    probes: Inputs = {k: v[index] for k, v in target.x.items()} if isinstance(target.x, dict) else target.x[index]
-    has_f = _has_mean(target, z[0, 0], probes)
+    site = target.predicted
+    with isolated(dtype=target.dtype), torch.no_grad():
+        first = target.evaluate(z[0, 0].to(target.device))
+    has_f = site is not None and has_mean(first.conditionals[site.name])
 
     def one(z: Tensor) -> dict[str, Tensor]:
         result = target.evaluate(z)
@@ -42,12 +44,12 @@ def function_space(target: Target, units: Units, z: Tensor) -> dict[str, np.ndar
             "log_likelihood": sum(t.sum(dtype=torch.float64) for t in result.log_likelihood.values()),
             "log_prior": result.log_prior,
         }
-        for site in target.sites:
-            if site.shape:
-                out[f"norm_{site.name}"] = (result.values[site.name].double() ** 2).sum()
+        for latent in target.sites:
+            if latent.shape:
+                out[f"norm_{latent.name}"] = (result.values[latent.name].double() ** 2).sum()
         if has_f:
-            mean, variance = mean_and_variance(target.forward(z, probes), target.name)
-            out |= {"f": mean, "noise_scale": variance.double().mean(0).sqrt()}
+            mean, variance = mean_and_variance(result.conditionals[site.name], target.name)
+            out |= {"f": mean[index], "noise_scale": variance[index].double().mean(0).sqrt()}
         return out
 
     parts: dict[str, list[np.ndarray]] = {}
@@ -63,15 +65,3 @@ def function_space(target: Target, units: Units, z: Tensor) -> dict[str, np.ndar
     order = ["f", "noise_scale", "log_likelihood", "log_prior"]
     names = [n for n in order if n in joined] + [n for n in joined if n not in order]
     return {name: joined[name].reshape(chains, draws, *joined[name].shape[1:]) for name in names}
-
-
-def _has_mean(target: Target, z: Tensor, probes: Inputs) -> bool:
-    """Whether the program can be evaluated at the probe rows alone and its likelihood has a finite mean there."""
-    if len(target.observed) != 1 or target.joint or any(s.by_row for s in target.sites):
-        return False
-    with isolated(dtype=target.dtype), torch.no_grad():
-        fn = target.forward(z.to(target.device), probes)
-        try:
-            return bool(torch.isfinite(fn.mean).all())
-        except (NotImplementedError, AttributeError):
-            return False

@@ -6,13 +6,12 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from bnn_pyro import results
 from bnn_pyro.batching import gather_draws
 from bnn_pyro.function_space import function_space, probe_rows
 from bnn_pyro.isolation import derive_seed, isolated
-from bnn_pyro.prediction import predict
+from bnn_pyro.prediction import predictive_draws
 from bnn_pyro.prior import prior_draws
 
 if TYPE_CHECKING:
@@ -28,20 +27,28 @@ def build_groups(posterior: Posterior) -> Any:
     observation) is left out with a warning that says so.
     """
     target, units, z = posterior.target, posterior.units, posterior.draws.z
-    name = target.observed[0].name
     groups: dict[str, dict[str, np.ndarray]] = {"posterior": _constrained(posterior)}
     groups["sample_stats"] = posterior.draws.stats
-    if not target.joint:
+    if target.joint:
+        warnings.warn(
+            f"{target.name}: one joint observation of all rows has no pointwise log likelihood, so 'log_likelihood' is "
+            "left out and az.loo refuses.",
+            stacklevel=2,
+        )
+    else:
         groups["log_likelihood"] = _log_likelihood(posterior)
     prior = prior_draws(target, units, PRIOR_DRAWS, derive_seed(posterior.seed, "prior"))
     if prior is not None:
         groups["prior"], groups["prior_predictive"] = prior
     else:
-        warnings.warn(f"{target.name}: a prior is improper, so 'prior' and 'prior_predictive' are left out.", stacklevel=2)
-    if len(target.observed) == 1:
+        warnings.warn(
+            f"{target.name}: a prior is improper, so 'prior' and 'prior_predictive' are left out.", stacklevel=2
+        )
+    name = "y"
+    if target.predicted is not None:
+        name = target.predicted.name
         seed = derive_seed(posterior.seed, "posterior predictive")
-        seen = predict(target, units, z.to(target.device), target.x, seed)
-        groups["posterior_predictive"] = {name: seen.draws}
+        groups["posterior_predictive"] = {name: predictive_draws(target, units, z.to(target.device), target.x, seed)}
     groups["function_space"] = function_space(target, units, z)
     groups["observed_data"] = {name: posterior.data.y}
     groups["constant_data"] = _inputs(posterior)
@@ -77,7 +84,7 @@ def _names(posterior: Posterior, groups: dict[str, dict[str, np.ndarray]]) -> tu
     target, data = posterior.target, posterior.data
     sites = {s.name: s.dims for s in target.sites}
     extra = [f"output_{i}" for i in range(1, 8)]
-    row_dims = {name: ("row", *extra) for name in (o.name for o in target.observed)}
+    row_dims = {name: ("row", *extra) for name in ("y", *(o.name for o in target.observed))}
     dims: dict[str, dict[str, tuple[str, ...]]] = {"posterior": sites, "prior": sites}
     for group in ("log_likelihood", "posterior_predictive", "prior_predictive", "observed_data"):
         lead = 0 if group == "observed_data" else 2

@@ -20,7 +20,9 @@ from bnn_pyro.errors import ModelError
 from bnn_pyro.structure import draw_from_prior
 from bnn_pyro.target import Program
 
-INIT_SCALE = 0.05  # sd of each weight under a fresh guide: small beside a prior of sd 1, so that the first ELBO is finite
+INIT_SCALE = (
+    0.05  # sd of each weight under a fresh guide: small beside a prior of sd 1, so that the first ELBO is finite
+)
 
 
 def init_to_prior(site: Any = None) -> Tensor:
@@ -33,7 +35,9 @@ def init_to_prior(site: Any = None) -> Tensor:
     support = site["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return draw_from_prior(site["name"], site["fn"])[0].detach() if support is constraints.real else init_to_feasible(site)
+    return (
+        draw_from_prior(site["name"], site["fn"])[0].detach() if support is constraints.real else init_to_feasible(site)
+    )
 
 
 _WITH_SCALE = {
@@ -73,6 +77,6 @@ def make_guide(guide: Any, own: Callable[[], Any] | None, program: Program, wher
         return autoguide_by_name(guide, program)
     if isinstance(guide, type):
         if not issubclass(guide, autoguide.AutoGuide):
-            raise ModelError(f"{where}, guide: expected a subclass of AutoGuide, got the class {guide.__name__}.")
+            raise ModelError(f"{where}: expected a subclass of AutoGuide, got the class {guide.__name__}.")
         return guide(program)
     return guide

@@ -6,6 +6,7 @@ Pyro and torch keep much of their state in module globals. Every public call tha
 
 from __future__ import annotations
 
+import hashlib
 import random
 import threading
 import warnings
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 import numpy as np
 import pyro
 import torch
+
+from bnn_pyro.errors import OptionError
 
 _LOCK = threading.RLock()  # the state below is per process, so one fit at a time may hold it
 
@@ -66,5 +69,11 @@ def isolated(
 
 def derive_seed(seed: int, *keys: int | str) -> int:
     """A 32-bit seed (all that numpy takes) from ``seed`` and the keys; other keys give an unrelated stream."""
-    words = [int.from_bytes(k.encode(), "little") if isinstance(k, str) else k for k in keys]
-    return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint32)[0])
+    digest = hashlib.sha256(repr((seed, *keys)).encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def check_seed(seed: int) -> None:
+    """Raises: OptionError for a seed that is no whole number from 0 on."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise OptionError(f"seed: expected a whole number of at least 0, got {seed!r}.")

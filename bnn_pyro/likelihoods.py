@@ -47,20 +47,35 @@ def split(fn: Distribution) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], 
     return tensors, make
 
 
+def has_mean(fn: Distribution) -> bool:
+    """Whether y has a mean: Categorical and Cauchy have none, and torch gives NaN or raises. Not under ``vmap``."""
+    try:
+        return not bool(torch.isnan(fn.mean).all())
+    except (NotImplementedError, AttributeError):
+        return False
+
+
 def mean_and_variance(fn: Distribution, where: str) -> tuple[Tensor, Tensor]:
     """Mean and variance of y by row, each of y's shape, in y's units and squared units.
 
-    Raises: ModelError where the distribution states none (for example a categorical one).
+    Raises: ModelError where the distribution states none (see ``has_mean`` for those that give NaN instead).
     """
     try:
         mean, variance = fn.mean, fn.variance
     except (NotImplementedError, AttributeError) as error:
-        raise ModelError(
-            f"{where}: expected a likelihood with a mean and a variance, got {type(fn).__name__}, which states none. "
-            "Use posterior.predict(...).draws of a likelihood that can be sampled, or another likelihood."
-        ) from error
+        raise no_mean(fn, where) from error
     shape = fn.batch_shape + fn.event_shape
     return mean.expand(shape), variance.expand(shape)
+
+
+def no_mean(fn: Distribution, where: str) -> ModelError:
+    """The error for a likelihood whose mean and variance are asked for and do not exist."""
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        fn = fn.base_dist
+    return ModelError(
+        f"{where}: expected a likelihood with a mean and a variance, got {type(fn).__name__}, which has none. "
+        "Its draws are in posterior.idata's posterior_predictive."
+    )
 
 
 def sum_to_rows(log_prob: Tensor, dim: int) -> Tensor:

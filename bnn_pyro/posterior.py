@@ -18,7 +18,7 @@ from bnn_pyro.draws import Draws
 from bnn_pyro.errors import OptionError, ShapeError
 from bnn_pyro.groups import build_groups
 from bnn_pyro.inference import Method
-from bnn_pyro.isolation import derive_seed
+from bnn_pyro.isolation import check_seed, derive_seed
 from bnn_pyro.model import Model
 from bnn_pyro.prediction import Prediction, log_predictive_density, predict
 from bnn_pyro.scores import regression_scores
@@ -88,7 +88,9 @@ class Posterior:
         """
         self._check_rows_fixed(x)
         inputs = self._inputs(x)
-        seed = derive_seed(self.seed, "predict") if seed is None else seed
+        if seed is not None:
+            check_seed(seed)
+        seed = derive_seed(self.seed if seed is None else seed, "predict")
         return predict(self.target, self.units, self.draws.z.to(self.target.device), inputs, seed)
 
     def log_predictive_density(self, x: Any, y: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ Source: law of total variance; Depeweg et al. 2018, arXiv:1710.07283.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from bnn_pyro.batching import map_draws
-from bnn_pyro.data import Units
+from bnn_pyro.data import Units, rows
 from bnn_pyro.errors import OptionError, ShapeError
 from bnn_pyro.isolation import isolated
-from bnn_pyro.likelihoods import mean_and_variance, split
+from bnn_pyro.likelihoods import has_mean, mean_and_variance, no_mean, split
 from bnn_pyro.target import Target
 
 COLUMN_BLOCK = 32 * 2**20  # bytes of a float64 copy when moments and quantiles are taken over draws
@@ -38,7 +38,11 @@ class Prediction:
     """
 
     def __init__(
-        self, function_draws: np.ndarray, draws: np.ndarray, aleatoric: np.ndarray, log_prob: Callable[[Any], np.ndarray]
+        self,
+        function_draws: np.ndarray,
+        draws: np.ndarray,
+        aleatoric: np.ndarray,
+        log_prob: Callable[[Any], np.ndarray],
     ):
         self.function_draws, self.draws, self.aleatoric = function_draws, draws, aleatoric
         flat = function_draws.reshape(-1, *function_draws.shape[2:])
@@ -74,55 +78,80 @@ class Prediction:
 def predict(target: Target, units: Units, z: Tensor, x: Any, seed: int, block: int | None = None) -> Prediction:
     """The prediction of draws z (chain, draw, dim) at rows x, given in the units that the program sees.
 
-    Memory: the two arrays of draws, plus ``batching.MEMORY_BUDGET`` and some. The same numbers for any ``block``.
+    Memory: the two arrays of draws, plus ``batching.MEMORY_BUDGET`` and some. Noise does not depend on ``block``.
+    Raises: ModelError for a likelihood without a mean, such as a categorical one.
     """
+    where = f"{target.name}, predict"
+    with isolated(dtype=target.dtype), torch.no_grad():
+        fn = target.forward(z[0, 0], x)
+    if not has_mean(fn):
+        raise no_mean(fn, where)
     chains, draws, dim = z.shape
     flat = z.reshape(-1, dim)
-    where = f"{target.name}, predict"
-    made: list[Callable] = []
-
-    def conditional(one: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        fn = target.forward(one, x)
-        tensors, make = split(fn)
-        made[:] = [make]
-        return (*mean_and_variance(fn, where), tensors)
-
-    y_mean, y_sd = (torch.as_tensor(v, dtype=torch.float64) for v in (units.y_mean, units.y_sd))
     functions = noisy = None
-    aleatoric: np.ndarray | None = None
-    with isolated(seed=seed, dtype=target.dtype), torch.no_grad():
-        for start, (means, variances, tensors) in map_draws(conditional, flat, block):
-            if functions is None:
-                shape = (flat.shape[0], *means.shape[1:])
-                functions, noisy = np.empty(shape, _numpy(target.dtype)), np.empty(shape, _numpy(target.dtype))
-                aleatoric = np.zeros(shape[1:])
-            stop = start + means.shape[0]
-            functions[start:stop] = (means.cpu() * y_sd + y_mean).numpy()
-            for i in range(stop - start):  # one draw after another: sums and noise are the same for any block size
-                aleatoric += variances[i].cpu().double().numpy()
-                y = made[0]([t[i] for t in tensors]).sample()
-                noisy[start + i] = (y.cpu() * y_sd + y_mean).numpy()
-    assert functions is not None and noisy is not None and aleatoric is not None, "there is at least one draw"
-    aleatoric *= (units.y_sd**2) / flat.shape[0]
+    for start, means, variances, ys in _walk(target, units, flat, x, seed, block, where):
+        if functions is None:
+            functions, noisy = (np.empty((len(flat), *means.shape[1:]), _storage(target, units)) for _ in range(2))
+            aleatoric = np.zeros(means.shape[1:])
+        stop = start + len(means)
+        functions[start:stop], noisy[start:stop] = means, ys
+        for one in variances:  # one draw after another: the same sum for any block size
+            aleatoric += one
+    assert functions is not None and noisy is not None, "there is at least one draw"
 
     def log_prob(y: Any) -> np.ndarray:
         return log_predictive_density(target, units, flat, x, y, block)
 
     shape = (chains, draws, *functions.shape[1:])
-    return Prediction(functions.reshape(shape), noisy.reshape(shape), aleatoric, log_prob)
+    return Prediction(functions.reshape(shape), noisy.reshape(shape), aleatoric / len(flat), log_prob)
+
+
+def predictive_draws(target: Target, units: Units, z: Tensor, x: Any, seed: int) -> np.ndarray:
+    """Draws of y alone, (chain, draw, n) in original units: for any likelihood that can be sampled."""
+    flat = z.reshape(-1, z.shape[-1])
+    parts = [ys for _, _, _, ys in _walk(target, units, flat, x, seed, None, None)]
+    joined = np.concatenate(parts).astype(_storage(target, units), copy=False)
+    return joined.reshape(*z.shape[:2], *joined.shape[1:])
+
+
+def _walk(
+    target: Target, units: Units, flat: Tensor, x: Any, seed: int, block: int | None, moments: str | None
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """By block of draws: index of the first, then means, variances and draws of y, float64 in original units.
+
+    ``moments`` names the caller where means and variances are wanted; else they are empty.
+    """
+    made: list[Callable] = []
+
+    def conditional(one: Tensor) -> tuple[Any, list[Tensor]]:
+        fn = target.forward(one, x)
+        tensors, make = split(fn)
+        made[:] = [make]
+        return (mean_and_variance(fn, moments) if moments else (torch.zeros(0), torch.zeros(0))), tensors
+
+    sd, mean = units.y_sd, units.y_mean
+    with isolated(seed=seed, dtype=target.dtype), torch.no_grad():
+        for start, ((means, variances), tensors) in map_draws(conditional, flat, block):
+            ys = [made[0]([t[i] for t in tensors]).sample() for i in range(len(means))]  # in order, for any block
+            noisy = torch.stack(ys).cpu().double().numpy() * sd + mean
+            if not moments:
+                yield start, np.empty(0), np.empty(0), noisy
+                continue
+            yield start, means.cpu().double().numpy() * sd + mean, variances.cpu().double().numpy() * sd**2, noisy
 
 
 def log_predictive_density(
     target: Target, units: Units, z: Tensor, x: Any, y: Any, block: int | None = None
 ) -> np.ndarray:
     """Pointwise log density of the mixture over draws z (draws, dim) at y, given in original units: (n,) nats."""
-    observed = target.observed[0].shape
+    assert target.predicted is not None, "forward refuses a program that observes several sites"
+    observed = target.predicted.shape
     y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y, dtype=np.float64)
-    from bnn_pyro.data import rows
-
     expected = (rows(x), *observed[1:])
     if y.shape != expected:
-        raise ShapeError(f"{target.name}, log_prob: expected y of shape {expected}, got {y.shape}. Give each row its y.")
+        raise ShapeError(
+            f"{target.name}, log_prob: expected y of shape {expected}, got {y.shape}. Give each row its y."
+        )
     standard = torch.as_tensor(units.targets(y)).to(dtype=target.dtype, device=target.device)
 
     def pointwise(one: Tensor) -> Tensor:
@@ -152,5 +181,7 @@ def _column_blocks(flat: np.ndarray) -> list[slice]:
     return [slice(i, i + width) for i in range(0, rows_of_columns, width)]
 
 
-def _numpy(dtype: torch.dtype) -> Any:
-    return np.float64 if dtype == torch.float64 else np.float32
+def _storage(target: Target, units: Units) -> Any:
+    """float32 for float32 targets, unless y lies so far from 0 that float32 would round its spread away."""
+    far = bool(np.any(np.abs(units.y_mean) > 1e3 * units.y_sd))
+    return np.float64 if target.dtype == torch.float64 or far else np.float32

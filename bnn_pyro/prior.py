@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from bnn_pyro.data import Units
 from bnn_pyro.isolation import isolated
-from bnn_pyro.target import Target
+from bnn_pyro.target import Run, Target
 
 Arrays = dict[str, np.ndarray]
 
@@ -21,7 +21,6 @@ def prior_draws(target: Target, units: Units, draws: int, seed: int) -> tuple[Ar
     """
     sites: dict[str, list[np.ndarray]] = {s.name: [] for s in target.sites}
     observed: list[np.ndarray] = []
-    single = len(target.observed) == 1
 
     def latent(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
         value = fn.sample()
@@ -30,11 +29,14 @@ def prior_draws(target: Target, units: Units, draws: int, seed: int) -> tuple[Ar
 
     with isolated(seed=seed, dtype=target.dtype), torch.no_grad():
         for _ in range(draws):
+            run = Run(latent, target.dtype, params=target.params)
             try:
-                fn = target.conditional(latent, target.x)
+                with run:
+                    target.program(target.x, target.y)
             except NotImplementedError:
                 return None
-            if single:
-                observed.append(fn.sample().cpu().double().numpy() * units.y_sd + units.y_mean)
+            if target.predicted is not None:
+                y = run.conditionals[target.predicted.name].sample()
+                observed.append(y.cpu().double().numpy() * units.y_sd + units.y_mean)
     prior = {name: np.stack(values)[None] for name, values in sites.items()}
-    return prior, {target.observed[0].name: np.stack(observed)[None]} if single else {}
+    return prior, {target.predicted.name: np.stack(observed)[None]} if target.predicted is not None else {}

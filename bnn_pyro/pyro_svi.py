@@ -13,8 +13,8 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
 from pyro.infer import SVI as PyroSVI
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation
 from pyro.optim import ClippedAdam
 from torch import Tensor
@@ -28,7 +28,7 @@ from bnn_pyro.errors import ModelError
 from bnn_pyro.guides import make_guide
 from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.isolation import derive_seed, isolated
-from bnn_pyro.target import Program, Target, is_deterministic, is_factor
+from bnn_pyro.target import Program, Target, data_dim, is_deterministic, is_factor
 
 
 class _TwoTermELBO(Trace_ELBO):
@@ -41,7 +41,9 @@ class _TwoTermELBO(Trace_ELBO):
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         model_trace, guide_trace = super()._get_trace(*args, **kwargs)
         for site in model_trace.nodes.values():
-            if site["type"] == "sample" and site["is_observed"] and not (is_deterministic(site) or is_factor(site)):
+            if site["type"] == "sample" and site["is_observed"] and not is_deterministic(site):
+                if is_factor(site) and data_dim(site) is None:
+                    continue  # a term of the prior
                 self.log_likelihood += float(site["log_prob_sum"].detach()) / self.num_particles
         return model_trace, guide_trace
 
@@ -93,7 +95,9 @@ def _check_sites(target: Target, guide: Any, where: str) -> None:
         trace = poutine.trace(guide).get_trace(target.x, target.y)
     except Exception as error:  # a guide is a user's program, or one of Pyro's that refuses this model
         first = next(iter(str(error).strip().splitlines()), "") or "no message"
-        raise ModelError(f"{where}: expected to run on the training rows, got {type(error).__name__}: {first}.") from error
+        raise ModelError(
+            f"{where}: expected to run on the training rows, got {type(error).__name__}: {first}."
+        ) from error
     have = {n for n, s in trace.nodes.items() if s["type"] == "sample" and not s["infer"].get("is_auxiliary")}
     want = {s.name for s in target.sites}
     if want - have:

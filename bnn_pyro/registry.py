@@ -46,7 +46,9 @@ def model_class(name: str) -> type:
         else:
             import_module(f"bnn_pyro.zoo.{name}")
         if name not in _REGISTERED:
-            raise ModelError(f"model {name!r}: expected its file to register a card of that name. Use @bnn.register(CARD).")
+            raise ModelError(
+                f"model {name!r}: expected its file to register a card of that name. Use @bnn.register(CARD)."
+            )
     return _REGISTERED[name]
 
 

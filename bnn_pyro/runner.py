@@ -128,7 +128,8 @@ def _check_settings(
 ) -> None:
     """The checks of ``fit`` that need no data, so that they come before a directory is made."""
     from bnn_pyro.compiled import BACKENDS
-    from bnn_pyro.fitting import DTYPES, check_seed, find_device
+    from bnn_pyro.fitting import DTYPES, find_device
+    from bnn_pyro.isolation import check_seed
 
     for kind, value, known in (("dtype", dtype, DTYPES), ("backend", backend, BACKENDS)):
         if value not in known:

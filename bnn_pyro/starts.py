@@ -67,4 +67,6 @@ def _explain(target: Target, z: Tensor) -> str:
                 f"{target.name}, {label}: expected finite numbers at the start, got {float(value[bad].flatten()[0])} "
                 f"in each of {TRIES} tries. Check the priors' scales and the units of the data."
             )
-    return f"{target.name}: expected a finite gradient at the start, got none in {TRIES} tries. Check the priors' scales."
+    return (
+        f"{target.name}: expected a finite gradient at the start, got none in {TRIES} tries. Check the priors' scales."
+    )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
 from bnn_pyro.data import Inputs, rows
-from bnn_pyro.errors import BNNError, ModelError, ShapeError
+from bnn_pyro.errors import BNNError, DataError, ModelError, ShapeError
 from bnn_pyro.isolation import isolated
 from bnn_pyro.target import (
     DATA_PLATE,
@@ -29,6 +29,8 @@ from bnn_pyro.target import (
     is_factor,
 )
 
+RUNS = 3  # of the program with different draws: its sites must be the same in each
+
 
 def build_target(
     program: Program,
@@ -39,7 +41,6 @@ def build_target(
     dims: Mapping[str, tuple[str, ...]] | None = None,
     dtype: torch.dtype = torch.float32,
     params: dict[str, Tensor] | None = None,
-    params_state: dict | None = None,
 ) -> Target:
     """The target of ``program(x, y)``.
 
@@ -51,31 +52,68 @@ def build_target(
         params: Values for the program's ``pyro.param`` statements, by name, such as a fit has learnt.
     Raises: ModelError or ShapeError, in one sentence, for a program that does not fit the contract of ``Target``.
     """
-    structure = _Structure(name, rows(x), dims or {}, dtype, params)
     shapes = f"x of shape {_shape(x)} and y of shape {_shape(y)}"
-    with isolated(seed=0, dtype=dtype, params=params_state):
-        _run(structure, lambda: program(x, y), f"{name}: the program failed on {shapes}")
-    structure.check()
-    device = y.device
+    runs = []
+    for seed in range(RUNS):
+        structure = _Structure(name, rows(x), dims or {}, dtype, params)
+        with isolated(seed=seed, dtype=dtype):
+            _run(structure, lambda: program(x, y), f"{name}: the program failed on {shapes}")
+        structure.check()
+        runs.append(structure)
+    first = runs[0]
+    for other in runs[1:]:
+        if other.sites != first.sites or other.observations != first.observations:
+            raise ModelError(_unlike(name, first, other))
+    over_rows = _deterministic_over_rows(first, program, x, y)
     target = Target(
-        program, name, x, y, tuple(structure.sites), tuple(structure.observations), dtype, device, params or {}
+        program, name, x, y, tuple(first.sites), tuple(first.observations), dtype, y.device, params or {}, over_rows
     )
-    if len(target.observed) == 1:
-        with isolated(seed=0, dtype=dtype, params=params_state):
+    if target.predicted is not None:
+        with isolated(seed=0, dtype=dtype):
             action = f"{name}: the program failed on {shapes.split(' and ')[0]} and y=None, as prediction runs it"
             _run(None, lambda: target.conditional(draw_from_prior, x), action)
     return target
+
+
+def _unlike(name: str, first: _Structure, other: _Structure) -> str:
+    """Which site is not the same in two runs of the program."""
+    shapes = [{s.name: s.shape for s in [*run.sites, *run.observations]} for run in (first, other)]
+    site = next((k for k in [*shapes[0], *shapes[1]] if shapes[0].get(k) != shapes[1].get(k)), "?")
+    got = " and ".join(str(s[site]) if site in s else "no such site" for s in shapes)
+    return (
+        f"{name}, site {site!r}: expected the same sites and shapes in every run, got {got}: the program's structure "
+        "depends on a draw. Give it the largest shape and mask what is not used."
+    )
+
+
+def _deterministic_over_rows(structure: _Structure, program: Program, x: Inputs, y: Tensor) -> frozenset[str]:
+    """Deterministic sites whose shape follows the number of rows: found by running the program on all rows but the last.
+
+    A program that cannot run on fewer rows keeps those of length n in this set.
+    """
+    shapes = {k: v.shape for k, v in structure.deterministic.items()}
+    fewer = rows(x) - 1
+    if not any(rows(x) in shape for shape in shapes.values()):
+        return frozenset()
+    shorter = _Structure(structure.program_name, fewer, {}, structure.dtype, structure.params)
+    try:
+        with isolated(seed=0, dtype=structure.dtype), shorter:
+            program({k: v[:fewer] for k, v in x.items()} if isinstance(x, dict) else x[:fewer], y[:fewer])
+    except Exception:  # a program may insist on its rows: then length is all there is to go by
+        return frozenset(k for k, shape in shapes.items() if rows(x) in shape)
+    return frozenset(k for k, shape in shapes.items() if shorter.deterministic[k].shape != shape)
 
 
 def draw_from_prior(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
     """A draw from a site's prior; for an improper one, Uniform(-2, 2) in unconstrained space, as Stan starts."""
     zero = torch.zeros((), dtype=torch.float64)
     try:
-        return fn.sample(), zero
+        value = fn.sample()
     except NotImplementedError:
         transform = biject_to(fn.support)
         shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
-        return transform(torch.rand(shape) * 4 - 2), zero
+        value = transform(torch.rand(shape) * 4 - 2)
+    return value.to(torch.get_default_dtype()), zero  # a prior may have been built under another default dtype
 
 
 def _run(handler: Any, body: Callable[[], Any], action: str) -> None:
@@ -95,6 +133,24 @@ def _shape(value: Any) -> Any:
     return {k: tuple(v.shape) for k, v in value.items()} if isinstance(value, dict) else tuple(value.shape)
 
 
+def _kind(fn: Any) -> str:
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _support(constraint: Any) -> str:
+    """A constraint as a person would say it: ``integers 0 to 2``, ``Boolean``, ``GreaterThan(lower_bound=0)``."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    if hasattr(constraint, "lower_bound") and hasattr(constraint, "upper_bound") and constraint.is_discrete:
+        bounds = [torch.as_tensor(b).flatten()[0].item() for b in (constraint.lower_bound, constraint.upper_bound)]
+        return f"integers {bounds[0]:g} to {bounds[1]:g}"
+    if constraint.is_discrete and hasattr(constraint, "lower_bound"):
+        return f"integers from {torch.as_tensor(constraint.lower_bound).flatten()[0].item():g}"
+    return "0 or 1" if type(constraint).__name__ == "_Boolean" else str(constraint).removesuffix("()")
+
+
 class _Structure(Run):
     """A run whose latent sites are drawn from the prior; notes each site and complains of what does not fit."""
 
@@ -103,6 +159,7 @@ class _Structure(Run):
         self.program_name, self.n, self.dims = name, n, dims
         self.sites: list[Site] = []
         self.observations: list[Observation] = []
+        self.seen: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -113,6 +170,9 @@ class _Structure(Run):
                     "the plate would draw its own rows. Use pyro.plate('data', x.shape[0])."
                 )
             return
+        if msg["name"] in self.seen:
+            raise ModelError(f"{self._where(msg)}: expected a name for each site, got two of that name. Rename one.")
+        self.seen.add(msg["name"])
         if is_deterministic(msg):
             return
         if msg["is_observed"]:
@@ -123,9 +183,11 @@ class _Structure(Run):
             super()._pyro_sample(msg)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or is_deterministic(msg):
+        if site_is_subsample(msg):
             return
-        if msg["is_observed"]:
+        if is_deterministic(msg):
+            self.deterministic[msg["name"]] = msg["value"]
+        elif msg["is_observed"]:
             self._note_observed(msg)
         else:
             self._note_latent(msg)
@@ -133,7 +195,9 @@ class _Structure(Run):
     def check(self) -> None:
         """Complaints that need the whole program."""
         if not self.sites:
-            raise ModelError(f"{self.program_name}: expected latent pyro.sample sites, got none. There is nothing to infer.")
+            raise ModelError(
+                f"{self.program_name}: expected latent pyro.sample sites, got none. There is nothing to infer."
+            )
         if not self.observations:
             raise ModelError(
                 f"{self.program_name}: expected an observed site, got none. Pass obs=y to the likelihood's pyro.sample."
@@ -181,22 +245,43 @@ class _Structure(Run):
                 f"{self._where(msg)}: expected pyro.plate('data', {self.n}), one place for each row, got size {plate.size}. "
                 "Use pyro.plate('data', x.shape[0])."
             )
+        if dim is None and fn.batch_shape.numel() > 1:
+            raise ModelError(
+                f"{self._where(msg)}: expected an observed site inside pyro.plate('data', {self.n}), got batch_shape "
+                f"{tuple(fn.batch_shape)} outside of it. Put it into `with pyro.plate('data', x.shape[0]):`."
+            )
         if self._unplated(msg):
-            if dim is None:
-                raise ModelError(
-                    f"{self._where(msg)}: expected an observed site inside pyro.plate('data', {self.n}), got batch_shape "
-                    f"{tuple(fn.batch_shape)} outside of it. Put it into `with pyro.plate('data', x.shape[0]):`."
-                )
             raise ShapeError(
                 f"{self._where(msg)}: expected batch_shape ({self.n},), got {tuple(fn.batch_shape)}: an axis of the "
                 "likelihood's parameters does not line up with the data plate. Squeeze the network's last axis, or add "
                 ".to_event(1) for several outputs."
             )
         if tuple(value.shape) != expected:
-            advice = f"Pass y.reshape({', '.join(map(str, expected))})." if value.numel() == torch.Size(expected).numel() else (
-                "Pass one target for each row, or a model whose likelihood has that shape."
+            advice = (
+                f"Pass y.reshape({', '.join(map(str, expected))})."
+                if value.numel() == torch.Size(expected).numel()
+                else ("Pass one target for each row, or a model whose likelihood has that shape.")
             )
             raise ShapeError(f"{self._where(msg)}: expected y of shape {expected}, got {tuple(value.shape)}. {advice}")
+        self._check_support(msg)
+
+    def _check_support(self, msg: Any) -> None:
+        """Refuses a value that the likelihood gives no density, such as a label of 2 under Bernoulli."""
+        fn, value = msg["fn"], msg["value"]
+        try:
+            inside = fn.support.check(value)
+        except (NotImplementedError, AttributeError):  # a distribution that does not state its support
+            return
+        if bool(inside.all()):
+            return
+        index = (~inside).nonzero()[0].tolist()
+        shown = value[tuple(index)] if index else value
+        given = f"{float(shown):g}" if shown.numel() == 1 else str(shown.tolist())
+        row = f" at row {index[0]}" if index else ""
+        raise DataError(
+            f"{self._where(msg)}: expected y in the support of {_kind(fn)} ({_support(fn.support)}), got {given}{row}. "
+            "Recode y, or choose another likelihood."
+        )
 
     def _note_latent(self, msg: Any) -> None:
         value, transform = msg["value"], biject_to(msg["fn"].support)
@@ -214,4 +299,6 @@ class _Structure(Run):
         dim = data_dim(msg)
         if dim is None and is_factor(msg):
             return  # a term of the prior
-        self.observations.append(Observation(msg["name"], dim, tuple(msg["value"].shape)))
+        factor = is_factor(msg)
+        shape = () if factor else tuple(msg["value"].shape)
+        self.observations.append(Observation(msg["name"], dim, shape, factor))

@@ -56,6 +56,7 @@ class Observation:
     name: str
     dim: int | None
     shape: tuple[int, ...]
+    factor: bool = False  # a pyro.factor inside the data plate: a term of the likelihood, not a value to predict
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Evaluation:
     log_likelihood: dict[str, Tensor]  # by observed site: (n,), or () for a joint term
     values: dict[str, Tensor]  # latent sites, constrained
     deterministic: dict[str, Tensor]
+    conditionals: dict[str, Distribution]  # by observed site: the distribution of y given the latents
 
 
 class _Stop(Exception):
@@ -78,7 +80,7 @@ class Run(Messenger):
     Args:
         latent: (site name, distribution) -> value, log |d value / d z|.
         dtype: Integer observations are cast to it, since most likelihoods take floats only.
-        stop_at: Name of the observed site where the run ends; its distribution is left in ``conditional``.
+        stop_at: Name of the observed site where the run ends; its distribution is left in ``conditionals``.
         params: Values for ``pyro.param`` statements, by name.
     """
 
@@ -89,7 +91,7 @@ class Run(Messenger):
         self.log_likelihood: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
         self.deterministic: dict[str, Tensor] = {}
-        self.conditional: Distribution | None = None
+        self.conditionals: dict[str, Distribution] = {}
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.params:
@@ -99,11 +101,12 @@ class Run(Messenger):
         if site_is_subsample(msg) or is_deterministic(msg):
             return
         if msg["name"] == self.stop_at:
-            self.conditional = msg["fn"]
+            self.conditionals[msg["name"]] = msg["fn"]
             raise _Stop
         if msg["is_observed"]:
             if isinstance(msg["value"], Tensor) and not msg["value"].is_floating_point():
                 msg["value"] = msg["value"].to(self.dtype)
+            self.conditionals[msg["name"]] = msg["fn"]
             return
         msg["value"], log_jacobian = self.latent(msg["name"], msg["fn"])
         msg["done"] = True
@@ -159,6 +162,13 @@ class Target:
     dtype: torch.dtype
     device: torch.device
     params: dict[str, Tensor] = field(default_factory=dict)
+    over_rows: frozenset[str] = frozenset()  # deterministic sites with an entry for each row, such as f
+
+    @property
+    def predicted(self) -> Observation | None:
+        """The one observed site that can be predicted; None where a program observes several."""
+        sites = [o for o in self.observed if not o.factor]
+        return sites[0] if len(sites) == 1 else None
 
     @property
     def n(self) -> int:
@@ -186,7 +196,7 @@ class Target:
         with run:
             self.program(self.x if x is None else x, self.y if y is None else y)
         log_prior = torch.stack([term.to(torch.float64) for term in run.log_prior]).sum()
-        return Evaluation(log_prior, run.log_likelihood, run.values, run.deterministic)
+        return Evaluation(log_prior, run.log_likelihood, run.values, run.deterministic, run.conditionals)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Log prior of the constrained values plus log |d theta / d z|, () float64."""
@@ -213,28 +223,30 @@ class Target:
 
     def forward(self, z: Tensor, x: Inputs) -> Distribution:
         """The distribution of y at new rows given z (dim,): the program runs up to its observed site and draws nothing."""
-        if len(self.observed) != 1:
-            names = ", ".join(repr(o.name) for o in self.observed)
-            raise ModelError(f"{self.name}: expected one observed site to predict, got {names}. Predict from one of them.")
         z = z.to(self.dtype)
         by_name = {s.name: s for s in self.sites}
         return self.conditional(lambda name, fn: constrain_site(fn, by_name[name].take(z)), x)
 
     def conditional(self, latent: Callable, x: Inputs) -> Distribution:
         """``forward`` with any rule that gives latent sites their values, such as drawing them from the prior."""
-        run = Run(latent, self.dtype, stop_at=self.observed[0].name, params=self.params)
+        if self.predicted is None:
+            names = ", ".join(repr(o.name) for o in self.observed if not o.factor)
+            raise ModelError(
+                f"{self.name}, predict: expected one observed site, got {names or 'factors only'}. "
+                "Write a program that observes the one to predict."
+            )
+        run = Run(latent, self.dtype, stop_at=self.predicted.name, params=self.params)
         try:
             with run:
                 self.program(x, None)
         except _Stop:
             pass
-        assert run.conditional is not None, "the observed site was seen when the target was built"
-        return run.conditional
+        return run.conditionals[self.predicted.name]
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Constrained values by site, with the deterministic sites that do not stand over rows."""
         result = self.evaluate(z)
-        extra = {k: v for k, v in result.deterministic.items() if self.n not in v.shape}
+        extra = {k: v for k, v in result.deterministic.items() if k not in self.over_rows}
         return result.values | extra
 
     def unconstrain(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -47,8 +47,12 @@ class MLPGaussian(bnn.Model):
     activation: str = "relu"
 
     def __post_init__(self):
-        if not self.hidden or not all(isinstance(h, int) and h > 0 for h in self.hidden):
-            raise bnn.OptionError(f"mlp_gaussian, hidden: expected whole numbers above 0, got {self.hidden!r}.")
+        given = isinstance(self.hidden, tuple | list) and bool(self.hidden)
+        if not given or not all(isinstance(h, int) and h > 0 for h in self.hidden):
+            raise bnn.OptionError(
+                f"mlp_gaussian, hidden: expected a tuple of whole numbers above 0, got "
+                f"{self.hidden!r}. One layer of 50 units is (50,)."
+            )
         if self.activation not in ACTIVATIONS:
             raise bnn.OptionError(f"mlp_gaussian, activation: expected 'relu' or 'tanh', got {self.activation!r}.")
 

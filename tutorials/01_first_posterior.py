@@ -69,7 +69,9 @@ for axis, (name, p) in zip(axes, predicted.items(), strict=True):
     lower, upper = p.interval(0.9)
     sd = np.sqrt(p.epistemic)
     axis.fill_between(income[:, 0], lower, upper, color="0.88", label="90 % interval of a household")
-    axis.fill_between(income[:, 0], p.mean - 2 * sd, p.mean + 2 * sd, color="C0", alpha=0.35, label="curve ± 2 sd (epistemic)")
+    axis.fill_between(
+        income[:, 0], p.mean - 2 * sd, p.mean + 2 * sd, color="C0", alpha=0.35, label="curve ± 2 sd (epistemic)"
+    )
     axis.plot(income[:, 0], p.mean, color="C0", label="mean curve")
     axis.plot(seen, data.train.y, ".", color="0.25", markersize=3, label="household")
     axis.set(title=name, xlabel="income (francs)", xlim=(200, 6000), ylim=(0, 3500))

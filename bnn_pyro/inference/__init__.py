@@ -39,5 +39,7 @@ def make_method(inference: str | Method, options: dict, also: tuple[str, ...] = 
     known = [f.name for f in fields(kind)]
     for option in options:
         if option not in known:
-            raise unknown(f"option of {inference}", option, [*known, *also], f"help(bnn.{kind.__name__}) explains each.")
+            raise unknown(
+                f"option of {inference}", option, [*known, *also], f"help(bnn.{kind.__name__}) explains each."
+            )
     return kind(**options)

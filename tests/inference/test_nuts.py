@@ -107,7 +107,9 @@ def test_statistics_have_arviz_names_and_add_up():
     kept = posterior.draws.stats
     assert set(kept) == {"lp", "energy", "diverging", "tree_depth", "n_steps", "acceptance_rate", "step_size"}
     assert all(v.shape == (2, 50) for v in kept.values())
-    assert (kept["n_steps"] <= 2 ** kept["tree_depth"] - 1).all() and (kept["n_steps"] >= 2 ** (kept["tree_depth"] - 1)).all()
+    assert (kept["n_steps"] <= 2 ** kept["tree_depth"] - 1).all() and (
+        kept["n_steps"] >= 2 ** (kept["tree_depth"] - 1)
+    ).all()
     assert ((kept["acceptance_rate"] >= 0) & (kept["acceptance_rate"] <= 1)).all()
     assert (kept["energy"][:, 1:] >= -kept["lp"][:, :-1]).all()  # kinetic energy is not negative
     from bnn_pyro.isolation import isolated
