@@ -16,7 +16,7 @@ def model_entries(task: str | None = None) -> list[dict[str, Any]]:
     from bnn_pyro.errors import unknown
     from bnn_pyro.registry import list_models, model_class
 
-    cards = {name: model_class(name).card for name in list_models()}  # type: ignore[attr-defined]
+    cards = {name: model_class(name).card for name in list_models()}
     tasks = {card.task for card in cards.values()}
     if task is not None and task not in tasks:
         raise unknown("task", task, tasks)
@@ -69,7 +69,7 @@ def model_page(name: str) -> str:
     from bnn_pyro.registry import model_class
 
     kind = model_class(name)
-    card = kind.card  # type: ignore[attr-defined]
+    card = kind.card
     doc = _module_doc(kind)
     parts = [
         f"{name}: {card.task}{', ' + ', '.join(card.tags) if card.tags else ''}\n\n{_reflow(doc)}",

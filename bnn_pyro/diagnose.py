@@ -148,8 +148,9 @@ def _approximated(posterior: Posterior) -> Verdict:
 def elbo_gain(elbo: np.ndarray) -> tuple[float, float]:
     """Rise of the mean ELBO from the sixth tenth to the last tenth of the steps, and its standard error (nats).
 
-    The whole second half, because a falling learning rate makes the last tenth look settled whatever came before. The error comes from differences of neighbouring steps, which a trend leaves alone. Under 20 steps a tenth is too
-    short to tell: the error is infinite.
+    The whole second half, because a falling learning rate makes the last tenth look settled whatever came before. The
+    error comes from differences of neighbouring steps, which a trend leaves alone. Under 20 steps a tenth is too short to
+    tell: the error is infinite.
     """
     size = len(elbo) // 10
     if size < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -27,5 +28,5 @@ class Draws:
     history: dict[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
     params: dict[str, Tensor] = field(default_factory=dict)
-    info: dict[str, str | int | float | bool] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
     complete: bool = True

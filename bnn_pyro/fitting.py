@@ -135,7 +135,10 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"`` as a device that torch can use. Raises: UnknownNameError, OptionError."""
+    """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"`` as a device that torch can use.
+
+    Raises: UnknownNameError for another kind; OptionError where torch finds no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = str(device)

@@ -36,19 +36,20 @@ def function_space(target: Target, units: Units, z: Tensor) -> dict[str, np.ndar
     site = target.predicted
     with isolated(dtype=target.dtype), torch.no_grad():
         first = target.evaluate(z[0, 0].to(target.device))
-    has_f = site is not None and has_mean(first.conditionals[site.name])
+    name = site.name if site is not None and has_mean(first.conditionals[site.name]) else None
+    has_f = name is not None
 
     def one(z: Tensor) -> dict[str, Tensor]:
         result = target.evaluate(z)
         out = {
-            "log_likelihood": sum(t.sum(dtype=torch.float64) for t in result.log_likelihood.values()),
+            "log_likelihood": torch.stack([t.sum(dtype=torch.float64) for t in result.log_likelihood.values()]).sum(),
             "log_prior": result.log_prior,
         }
         for latent in target.sites:
             if latent.shape:
                 out[f"norm_{latent.name}"] = (result.values[latent.name].double() ** 2).sum()
-        if has_f:
-            mean, variance = mean_and_variance(result.conditionals[site.name], target.name)
+        if name is not None:
+            mean, variance = mean_and_variance(result.conditionals[name], target.name)
             out |= {"f": mean[index], "noise_scale": variance[index].double().mean(0).sqrt()}
         return out
 

@@ -50,6 +50,7 @@ def build_groups(posterior: Posterior) -> Any:
         seed = derive_seed(posterior.seed, "posterior predictive")
         groups["posterior_predictive"] = {name: predictive_draws(target, units, z.to(target.device), target.x, seed)}
     groups["function_space"] = function_space(target, units, z)
+    assert posterior.data.y is not None, "fit refuses rows without targets"
     groups["observed_data"] = {name: posterior.data.y}
     groups["constant_data"] = _inputs(posterior)
     dims, coords = _names(posterior, groups)

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyro
@@ -26,7 +27,7 @@ _LOCK = threading.RLock()  # the state below is per process, so one fit at a tim
 def isolated(
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
-    params: dict | None = None,
+    params: Any = None,
     threads: int | None = None,
 ) -> Iterator[None]:
     """Runs the body with its own random state, default dtype and empty parameter store, and restores the caller's.

@@ -68,7 +68,7 @@ def mean_and_variance(fn: Distribution, where: str) -> tuple[Tensor, Tensor]:
     return mean.expand(shape), variance.expand(shape)
 
 
-def no_mean(fn: Distribution, where: str) -> ModelError:
+def no_mean(fn: Any, where: str) -> ModelError:
     """The error for a likelihood whose mean and variance are asked for and do not exist."""
     while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         fn = fn.base_dist

@@ -67,7 +67,7 @@ class BNN(Model):
         standardize: bool = False,
     ):
         self._program, self._guide, self._dims = model, guide, dict(dims or {})
-        self._name = name or getattr(model, "__name__", type(model).__name__)
+        self._name = str(name or getattr(model, "__name__", type(model).__name__))
         self._standardize = standardize
 
     @property

@@ -65,7 +65,7 @@ class Posterior:
         info = {k: v for k, v in self.draws.info.items() if v != ""}
         return {
             "model": self.model.name,
-            "hyperparameters": _json(asdict(self.model) if is_dataclass(self.model) else {}),  # type: ignore[call-overload]
+            "hyperparameters": _json(asdict(self.model) if is_dataclass(self.model) else {}),
             "inference": self.method.name,
             "settings": _json(self.method.settings()),
             "seed": self.seed,
@@ -149,16 +149,14 @@ def _check_like(training: Data, given: Data, name: str) -> None:
             f"{where}: expected columns {list(training.columns)}, as in fit, got {list(given.columns)}. "
             "Select them by name: x[[...]]."
         )
-    pairs = (
-        [("x", training.x, given.x)]
-        if not isinstance(training.x, dict)
-        else [(f"x[{k!r}]", v, given.x.get(k)) for k, v in training.x.items()]  # type: ignore[union-attr]
-    )
+    pairs: list[tuple[str, Any, Any]] = [("x", training.x, given.x)]
+    if isinstance(training.x, dict) and isinstance(given.x, dict):
+        pairs = [(f"x[{k!r}]", v, given.x.get(k)) for k, v in training.x.items()]
     for label, old, new in pairs:
         if new is None:
             raise ShapeError(f"{where}: expected {label}, as in fit, got none.")
-        if old.shape[1:] != new.shape[1:]:  # type: ignore[union-attr]
-            expected = ("n", *old.shape[1:])  # type: ignore[union-attr]
+        if old.shape[1:] != new.shape[1:]:
+            expected = ("n", *old.shape[1:])
             raise ShapeError(
                 f"{where}: expected {label} of shape ({', '.join(map(str, expected))}), as in fit, got {new.shape}."
             )

@@ -88,12 +88,14 @@ def predict(target: Target, units: Units, z: Tensor, x: Any, seed: int, block: i
         raise no_mean(fn, where)
     chains, draws, dim = z.shape
     flat = z.reshape(-1, dim)
-    functions = noisy = None
+    functions: np.ndarray | None = None
+    noisy: np.ndarray | None = None
     for start, means, variances, ys in _walk(target, units, flat, x, seed, block, where):
         if functions is None:
             functions, noisy = (np.empty((len(flat), *means.shape[1:]), _storage(target, units)) for _ in range(2))
             aleatoric = np.zeros(means.shape[1:])
         stop = start + len(means)
+        assert noisy is not None, "made with functions"
         functions[start:stop], noisy[start:stop] = means, ys
         for one in variances:  # one draw after another: the same sum for any block size
             aleatoric += one

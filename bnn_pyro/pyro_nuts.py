@@ -22,18 +22,20 @@ from bnn_pyro.isolation import derive_seed, isolated
 from bnn_pyro.starts import starting_point
 from bnn_pyro.target import Target
 
+STATS = ("lp", "energy", "diverging", "tree_depth", "n_steps", "acceptance_rate", "step_size")
+
 
 class _Potential(torch.autograd.Function):
     """Minus the log density with the gradient that came with it, for Pyro's integrator, which differentiates itself."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, gradient: Gradient) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, z: Tensor, gradient: Gradient) -> Tensor:
         grad, value = gradient(z.detach())
         ctx.save_for_backward(grad)
         return -value
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         return -grad * upstream, None
 
@@ -65,8 +67,7 @@ def sample_nuts(target: Target, method: NUTS, seed: int, backend: str = "auto", 
             with isolated(derive_seed(seed, "nuts", chain), target.dtype, threads=threads_for(target)):
                 chains.append(_one_chain(gradient, method, start, bar, f"chain {chain + 1}/{method.chains}"))
     z = torch.stack([c["z"] for c in chains]).to(target.dtype)
-    names = ("lp", "energy", "diverging", "tree_depth", "n_steps", "acceptance_rate", "step_size")
-    stats = {name: np.stack([c[name] for c in chains]) for name in names}
+    stats = {name: np.stack([c[name] for c in chains]) for name in STATS}
     state = {
         "step_size": torch.tensor([c["step_size"][-1] for c in chains], dtype=torch.float64),
         "inverse_mass_matrix": torch.stack([c["inverse_mass_matrix"] for c in chains]),
@@ -109,7 +110,7 @@ def _one_chain(gradient: Gradient, method: NUTS, start: Tensor, bar: Any, label:
             rate = kernel._mean_accept_prob * (done + 1) - mean_before * done
             kept.append(params["z"].detach().clone())
             diverged = len(kernel._divergences) > divergences
-            lp = -float(kernel._potential_energy_last)
+            lp = -float(kernel._potential_energy_last)  # type: ignore[arg-type]
             rows.append((lp, kernel.energy, diverged, kernel.depth, calls - before, rate, float(kernel.step_size)))
         bar.update()
         if time.monotonic() - shown > 0.2:
@@ -118,17 +119,10 @@ def _one_chain(gradient: Gradient, method: NUTS, start: Tensor, bar: Any, label:
             bar.set_description(f"{label} {stage}", refresh=False)
             bar.set_postfix(accept=f"{kernel._mean_accept_prob:.2f}", depth=kernel.depth,
                             divergences=len(kernel._divergences))  # fmt: skip
-    lp, energy, diverging, depth, steps, rate, step_size = (np.array(column) for column in zip(*rows, strict=True))
     (mass,) = kernel.inverse_mass_matrix.values()
     return {
         "z": torch.stack(kept).cpu(),
-        "lp": lp,
-        "energy": energy,
-        "diverging": diverging,
-        "tree_depth": depth,
-        "n_steps": steps,
-        "acceptance_rate": rate,
-        "step_size": step_size,
+        **{name: np.array(column) for name, column in zip(STATS, zip(*rows, strict=True), strict=True)},
         "inverse_mass_matrix": mass.detach().double().cpu(),
         "gradients": calls,
     }

@@ -61,7 +61,7 @@ def fit_guide(target: Target, method: SVI | MAP, own_guide: Any, seed: int, prog
     with isolated(derive_seed(seed, "svi"), target.dtype, threads=threads_for(target)):
         guide = make_guide(asked, own_guide, program, where)
         _check_sites(target, guide, where)
-        history = _optimise(target, method, program, guide, particles, progress)
+        history = _optimise(target, method, program, _latents_only(guide), particles, progress)
         if isinstance(guide, AutoLaplaceApproximation):
             guide = _laplace(guide, target, where)
         pyro.set_rng_seed(derive_seed(seed, "guide draws"))
@@ -88,6 +88,13 @@ def _float_observations(target: Target) -> Program:
         return target.program(x, y)
 
     return program if not target.y.is_floating_point() else target.program
+
+
+def _latents_only(guide: Any) -> Any:
+    """The guide without observed sites. Pyro's messenger guides run the whole model: its likelihood would count as log q
+    too, cancel in the ELBO, and leave the prior as the optimum.
+    """
+    return poutine.block(guide, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
 
 
 def _check_sites(target: Target, guide: Any, where: str) -> None:
@@ -151,7 +158,7 @@ def _draw(target: Target, guide: Any, draws: int) -> tuple[dict[str, Tensor], Te
     values: dict[str, list[Tensor]] = {s.name: [] for s in target.sites}
     log_q = []
     for _ in range(draws):
-        trace = poutine.trace(guide).get_trace(target.x, target.y)
+        trace = poutine.trace(_latents_only(guide)).get_trace(target.x, target.y)
         for name, kept in values.items():
             kept.append(trace.nodes[name]["value"].detach())
         log_q.append(float(trace.log_prob_sum()))  # constrained: an autoguide's delta sites carry the log-Jacobian

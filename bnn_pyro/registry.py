@@ -35,7 +35,7 @@ def model_names() -> list[str]:
     return sorted({*own, *(e.name for e in entry_points(group=ENTRY_POINTS)), *_REGISTERED})
 
 
-def model_class(name: str) -> type:
+def model_class(name: str) -> Any:
     """The class of the model called ``name``. Raises: UnknownNameError, with the nearest right name."""
     if name not in _REGISTERED:
         if not isinstance(name, str) or name not in model_names():

@@ -56,7 +56,7 @@ def plan(
     from bnn_pyro.registry import get_model, model_class
 
     kind = model_class(model)
-    card = kind.card  # type: ignore[attr-defined]
+    card = kind.card
     about = dataset_card(card.dataset if data is None else data)
     if inference not in METHODS:
         raise unknown("inference", inference, METHODS, f"bnn-pyro show {model} lists them.")

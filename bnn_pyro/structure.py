@@ -29,7 +29,7 @@ from bnn_pyro.target import (
     is_factor,
 )
 
-RUNS = 3  # of the program with different draws: its sites must be the same in each
+RUNS = 4  # of the program: two draws of the prior and their mirror images must have the same sites
 
 
 def build_target(
@@ -54,9 +54,10 @@ def build_target(
     """
     shapes = f"x of shape {_shape(x)} and y of shape {_shape(y)}"
     runs = []
-    for seed in range(RUNS):
-        structure = _Structure(name, rows(x), dims or {}, dtype, params)
-        with isolated(seed=seed, dtype=dtype):
+    for i in range(RUNS):
+        latent = draw_from_prior if i % 2 == 0 else _mirrored_draw
+        structure = _Structure(name, rows(x), dims or {}, dtype, params, latent)
+        with isolated(seed=i // 2, dtype=dtype):
             _run(structure, lambda: program(x, y), f"{name}: the program failed on {shapes}")
         structure.check()
         runs.append(structure)
@@ -77,7 +78,9 @@ def build_target(
 
 def _unlike(name: str, first: _Structure, other: _Structure) -> str:
     """Which site is not the same in two runs of the program."""
-    shapes = [{s.name: s.shape for s in [*run.sites, *run.observations]} for run in (first, other)]
+    shapes = [
+        {s.name: s.shape for s in run.sites} | {o.name: o.shape for o in run.observations} for run in (first, other)
+    ]
     site = next((k for k in [*shapes[0], *shapes[1]] if shapes[0].get(k) != shapes[1].get(k)), "?")
     got = " and ".join(str(s[site]) if site in s else "no such site" for s in shapes)
     return (
@@ -116,6 +119,13 @@ def draw_from_prior(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
     return value.to(torch.get_default_dtype()), zero  # a prior may have been built under another default dtype
 
 
+def _mirrored_draw(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
+    """A draw of the prior with its sign turned in unconstrained space: what a branch on a sign does next time."""
+    value, zero = draw_from_prior(name, fn)
+    transform = biject_to(fn.support)
+    return transform(-transform.inv(value)), zero
+
+
 def _run(handler: Any, body: Callable[[], Any], action: str) -> None:
     try:
         if handler is None:
@@ -152,10 +162,18 @@ def _support(constraint: Any) -> str:
 
 
 class _Structure(Run):
-    """A run whose latent sites are drawn from the prior; notes each site and complains of what does not fit."""
+    """A run that draws latent sites (from the prior, or by ``latent``), notes each site and complains of what does not fit."""
 
-    def __init__(self, name: str, n: int, dims: Mapping[str, tuple[str, ...]], dtype: torch.dtype, params: dict | None):
-        super().__init__(draw_from_prior, dtype, params=params)
+    def __init__(
+        self,
+        name: str,
+        n: int,
+        dims: Mapping[str, tuple[str, ...]],
+        dtype: torch.dtype,
+        params: dict | None,
+        latent: Callable = draw_from_prior,
+    ):
+        super().__init__(latent, dtype, params=params)
         self.program_name, self.n, self.dims = name, n, dims
         self.sites: list[Site] = []
         self.observations: list[Observation] = []

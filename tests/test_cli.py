@@ -201,7 +201,7 @@ REFUSED = [
     (("linear", "--set", "seed=3"), "Write --seed."),
     (("linear", "--inference", "svi", "--set", "guide=norml"), "unknown guide 'norml': did you mean 'normal'?"),
     (("mlp_gaussian", "--set", "hidden=5,x"), "--set hidden: expected whole numbers separated by commas, got '5,x'"),
-    (("mlp_gaussian", "--set", "hidden="), "mlp_gaussian, hidden: expected whole numbers above 0, got ()"),
+    (("mlp_gaussian", "--set", "hidden="), "mlp_gaussian, hidden: expected a tuple of whole numbers above 0, got ()"),
     (("linear", "--out", f"a{ESCAPE}"), "--out: expected a path without control characters"),
     (("linear", "--infernce", "svi"), "--inference"),
     ((), "Missing argument 'MODEL'"),

@@ -61,7 +61,9 @@ def test_all_chains_stuck(healthy):
 def test_slow_chains(healthy):
     healthy.draws.z = healthy.draws.z[:, : DRAWS // 5].repeat_interleave(5, 1)
     verdict = healthy.diagnose()
-    assert verdict.verdict == "not converged" and "ESS of" in str(verdict) and "more draws" in str(verdict)
+    assert (
+        verdict.verdict == "not converged" and "ESS of" in str(verdict) and any("draws=" in r for r in verdict.remedies)
+    )
 
 
 def test_one_divergence(healthy):
@@ -97,7 +99,7 @@ def test_two_chains_cannot_be_judged():
 def test_svi_that_still_moves_and_svi_that_has_settled():
     data = bnn.load_dataset("diabetes")
     model = bnn.get_model("linear")
-    short = model.fit(data.train, inference="svi", steps=150, lr=0.005, lr_decay=1.0, draws=50).diagnose()
+    short = model.fit(data.train, inference="svi", steps=150, lr=0.003, lr_decay=1.0, draws=50).diagnose()
     assert short.verdict == "not converged" and short.remedies == ["steps=300"]
     long = model.fit(data.train, inference="svi", steps=3000, draws=500).diagnose()
     assert long.verdict == "approximate" and "k-hat" in str(long)
@@ -117,4 +119,4 @@ def test_elbo_gain_and_its_error():
     gain, error = elbo_gain(flat)
     assert abs(gain) < 4 * error and error == pytest.approx(np.sqrt(2 / 400), rel=0.1)
     gain, error = elbo_gain(flat + 0.01 * np.arange(4000))
-    assert gain == pytest.approx(4.0, abs=4 * error) and error == pytest.approx(np.sqrt(2 / 400), rel=0.1)
+    assert gain == pytest.approx(16.0, abs=4 * error) and error == pytest.approx(np.sqrt(2 / 400), rel=0.1)

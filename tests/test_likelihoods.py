@@ -1,15 +1,18 @@
 """A distribution taken apart into tensors and put together again around others is the distribution it was."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions.transforms import AffineTransform, ExpTransform
 from torch.func import vmap
 
+import bnn_pyro as bnn
 import problems
+from bnn_pyro import results
 from bnn_pyro.errors import ModelError
 from bnn_pyro.isolation import isolated
-from bnn_pyro.likelihoods import mean_and_variance, split, sum_to_rows
+from bnn_pyro.likelihoods import has_mean, mean_and_variance, no_mean, split, sum_to_rows
 
 
 @pytest.fixture(autouse=True)
@@ -110,10 +113,18 @@ def test_mean_and_variance_are_those_of_many_draws(name):
 ], ids=["categorical", "ordinal", "cauchy"])  # fmt: skip
 def test_likelihoods_without_a_mean_are_refused_by_name(fn):
     """torch gives NaN as the mean of a categorical or Cauchy distribution; NaN predictions say nothing."""
-    with pytest.raises(
-        ModelError, match=f"^here: expected a likelihood with a mean and a variance, got {type(fn).__name__}"
-    ):
-        mean_and_variance(fn, "here")
+    assert not has_mean(fn) and has_mean(dist.Normal(torch.zeros(4), 1.0))
+    assert f"expected a likelihood with a mean and a variance, got {type(fn).__name__}" in str(no_mean(fn, "here"))
+
+    def program(x, y=None):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 4):
+            pyro.sample("y", fn, obs=y)
+
+    posterior = bnn.fit(program, torch.zeros(4), torch.zeros(4), inference="svi", steps=30, draws=5)
+    with pytest.raises(ModelError, match=f"^program, predict: expected a likelihood with a mean.*{type(fn).__name__}"):
+        posterior.predict(torch.zeros(4))
+    assert "posterior_predictive" in results.group_names(posterior.idata)
 
 
 def test_rows_are_kept_and_other_axes_summed():

@@ -151,7 +151,7 @@ def test_all_terms_of_a_row_are_kept_and_forward_refuses_to_choose(name):
     z = problems.points(target, 1)[0]
     assert len(target.evaluate(z).log_likelihood) == 2
     if name == "two_observed":
-        with pytest.raises(bnn.ModelError, match="expected one observed site to predict, got 'first', 'second'"):
+        with pytest.raises(bnn.ModelError, match="expected one observed site, got 'first', 'second'"):
             target.forward(z, target.x)
 
 

@@ -43,7 +43,7 @@ class NUTS(Method):
             self._require_count(option)
         self._require_count("warmup", least=0)
         self._require_count("max_tree_depth")
-        self._require_positive("target_accept")
-        self._require("target_accept", self.target_accept < 1, "a rate between 0 and 1")
+        rate = self.target_accept
+        self._require("target_accept", isinstance(rate, int | float) and 0 < rate < 1, "a rate between 0 and 1")
         self._require("dense_mass", isinstance(self.dense_mass, bool), "True or False")
         self._require("init", self.init in ("prior", "map", "uniform"), "'prior', 'map' or 'uniform'")

@@ -127,7 +127,7 @@ def test_every_autoguide_by_name_has_the_density_it_samples_from(guide):
             pyro.sample("y", dist.Normal(0.0 * (a.sum() + b), 1.0).expand([len(x)]), obs=y)
 
     x, y = torch.zeros(5), torch.linspace(-1, 1, 5)
-    settings = {"steps": 1500, "draws": 2000, "dtype": "float64", "lr": 0.02, "progress": False}
+    settings = {"steps": 2500, "draws": 2000, "dtype": "float64", "lr": 0.05, "progress": False}
     posterior = bnn.fit(program, x, y, inference="svi", guide=guide, seed=8, **settings)
     evidence = float(torch.distributions.Normal(0.0, 1.0).log_prob(y.double()).sum())
     log_w = (posterior.draws.stats["log_p"] - posterior.draws.stats["log_q"]).reshape(-1)
