@@ -17,7 +17,7 @@ from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
-MEMORY_BUDGET = 128 * 2**20  # bytes of intermediate tensors in a block
+MEMORY_BUDGET = 32 * 2**20  # bytes of intermediate tensors in a block; larger ones are mapped anew for each operation
 
 
 class _CountBytes(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 python tests/cross_generation.py write FILE
 python tests/cross_generation.py read FILE
+python tests/cross_generation.py calls POSTERIOR.NC     the calls that users type, on a run written by bnn_pyro
 """
 
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import arviz as az
+import matplotlib
 import xarray as xr
 
 from bnn_pyro import results
@@ -146,7 +148,32 @@ def main(action, file):
     print(f"read {file} written by arviz {writer} under arviz {az.__version__}: {count} variables equal")
 
 
+def calls(file):
+    """What users type on a run's posterior.nc, opened by ArviZ itself; each answer is checked against the file's numbers."""
+    matplotlib.use("Agg")
+    idata = az.from_netcdf(file)
+    watched = results.dataset(idata, "function_space")
+    table = az.summary(idata, group="function_space", round_to="none")
+    assert np.isclose(float(table.loc["f[0]", "mean"]), float(watched["f"].values[..., 0].mean()))
+    loo = az.loo(idata)
+    elpd = loo.elpd_loo if hasattr(loo, "elpd_loo") else loo.elpd
+    in_sample = results.dataset(idata, "log_likelihood")["y"].values
+    assert elpd < np.log(np.exp(in_sample).mean((0, 1))).sum() + 1e-6  # leaving a row out cannot help to predict it
+    assert set(az.compare({"one": idata, "other": idata}).index) == {"one", "other"}
+    if az.__version__.startswith("0."):
+        az.plot_trace(idata.function_space, var_names=["log_likelihood", "log_prior"])
+        az.plot_ppc(idata, num_pp_samples=5)
+    else:
+        az.plot_trace(idata, group="function_space", var_names=["log_likelihood", "log_prior"])
+        az.plot_ppc_dist(idata, num_samples=5)
+    inference = idata.attrs["inference"]
+    print(f"arviz {az.__version__}, {inference}: summary, loo ({elpd:.1f}), compare, plot_trace and ppc plot ran")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("write", "read"):
+    if len(sys.argv) != 3 or sys.argv[1] not in ("write", "read", "calls"):
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    if sys.argv[1] == "calls":
+        calls(sys.argv[2])
+    else:
+        main(*sys.argv[1:])
