@@ -24,7 +24,7 @@ def probe_rows(n: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, PROBES)).round().astype(int))
 
 
-def function_space(target: Target, units: Units, z: Tensor) -> dict[str, np.ndarray]:
+def function_space(target: Target, units: Units, z: Tensor, block: int | None = None) -> dict[str, np.ndarray]:
     """By name, arrays (chain, draw, ...) of draws z (chain, draw, dim).
 
     ``f``: conditional mean of y at the probe rows, original units, where the likelihood has one. ``noise_scale``: root of
@@ -36,8 +36,7 @@ def function_space(target: Target, units: Units, z: Tensor) -> dict[str, np.ndar
     site = target.predicted
     with isolated(dtype=target.dtype), torch.no_grad():
         first = target.evaluate(z[0, 0].to(target.device))
-    name = site.name if site is not None and has_mean(first.conditionals[site.name]) else None
-    has_f = name is not None
+    watched = site.name if site is not None and has_mean(first.conditionals[site.name]) else None
 
     def one(z: Tensor) -> dict[str, Tensor]:
         result = target.evaluate(z)
@@ -48,19 +47,19 @@ def function_space(target: Target, units: Units, z: Tensor) -> dict[str, np.ndar
         for latent in target.sites:
             if latent.shape:
                 out[f"norm_{latent.name}"] = (result.values[latent.name].double() ** 2).sum()
-        if name is not None:
-            mean, variance = mean_and_variance(result.conditionals[name], target.name)
+        if watched is not None:
+            mean, variance = mean_and_variance(result.conditionals[watched], target.name)
             out |= {"f": mean[index], "noise_scale": variance[index].double().mean(0).sqrt()}
         return out
 
     parts: dict[str, list[np.ndarray]] = {}
     with isolated(dtype=target.dtype), torch.no_grad():
-        for _, block in map_draws(one, z.reshape(-1, dim).to(target.device)):
-            for name, value in block.items():
+        for _, part in map_draws(one, z.reshape(-1, dim).to(target.device), block):
+            for name, value in part.items():
                 parts.setdefault(name, []).append(value.cpu().double().numpy())
     joined = {name: np.concatenate(blocks) for name, blocks in parts.items()}
     joined["log_likelihood"] = joined["log_likelihood"] - target.n * units.log_jacobian
-    if has_f:
+    if watched is not None:
         joined["f"] = joined["f"] * units.y_sd + units.y_mean
         joined["noise_scale"] = joined["noise_scale"] * units.y_sd
     order = ["f", "noise_scale", "log_likelihood", "log_prior"]

@@ -140,3 +140,14 @@ def test_inputs_in_a_dict_and_a_joint_observation():
     assert GROUPS - names == {"log_likelihood"}  # one joint term has no pointwise log likelihood
     assert set(results.dataset(posterior.idata, "constant_data").data_vars) == {"group", "t", "probe_row"}
     assert posterior.predict(x).mean.shape == (12,)
+
+
+def test_function_space_does_not_depend_on_blocks(posteriors):
+    from bnn_pyro.function_space import function_space
+
+    posterior = posteriors["svi"]
+    z = posterior.draws.z
+    whole, parts = (function_space(posterior.target, posterior.units, z, block) for block in (200, 7))
+    assert list(whole) == list(parts)
+    for name, value in whole.items():
+        assert np.allclose(value, parts[name], rtol=1e-5), name

@@ -80,7 +80,9 @@ def test_means_and_sds_equal_the_reference(name, data_folder):
     program, arrays = CASES[name]
     x, y = arrays(json.loads((folder / "data.json").read_text()))
     reference = json.loads((folder / "reference.json").read_text())["summary"]
-    posterior = bnn.fit(program, x, y, chains=4, warmup=1000, draws=1000, target_accept=0.95, dtype="float64", seed=21)
+    posterior = bnn.fit(
+        program, x, y, chains=4, warmup=1000, draws=1000, target_accept=0.95, dense_mass=True, dtype="float64", seed=21
+    )
     for parameter, expected in reference.items():
         site, _, index = parameter.removesuffix("]").partition("[")
         draws = results.dataset(posterior.idata, "posterior")[site].values

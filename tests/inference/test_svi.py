@@ -49,7 +49,7 @@ def test_map_is_the_exact_mode_and_weight_decay(problem):
 def test_full_rank_reaches_the_exact_posterior(problem):
     data, model, _, exact = problem
     posterior = model.fit(
-        data.train, inference="svi", guide="multivariate", dtype="float64", steps=12000, lr=0.02, lr_decay=0.003, seed=1
+        data.train, inference="svi", guide="multivariate", dtype="float64", steps=8000, lr=0.05, lr_decay=0.02, seed=1
     )
     reached = fitted_normal(posterior)
     truth = MultivariateNormal(exact.mean, covariance_matrix=exact.covariance)
