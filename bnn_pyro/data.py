@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bnn_pyro.errors import DataError, ShapeError
 
+RESERVED = ("chain", "draw", "row", "feature", "probe", "probe_row")  # dimensions of the results
 Inputs = Tensor | dict[str, Tensor]
 
 
@@ -65,6 +66,9 @@ def collect(x: Any, y: Any = None, *, where: str = "fit") -> Data:
     if isinstance(x, Mapping):
         if not x:
             raise DataError(f"{where}, x: expected at least one array, got an empty dict. Pass {{name: array}}.")
+        taken = [str(name) for name in x if str(name) in RESERVED or "/" in str(name)]
+        if taken:
+            raise DataError(f"{where}, x: expected names that a results file can hold, got {taken[0]!r}. Rename it.")
         arrays = {str(name): _array(value, f"x[{name!r}]", where, None) for name, value in x.items()}
         lengths = {name: a.shape[0] for name, a in arrays.items()}
         if len(set(lengths.values())) > 1:
@@ -188,7 +192,8 @@ class Units:
 def learn_units(data: Data, *, x: bool, y: bool, where: str) -> Units:
     """Means and standard deviations (ddof 0) of the columns of x and of y; constant columns keep sd 1, with a warning."""
     named = data.x if isinstance(data.x, dict) else {"": data.x}
-    pairs = {name: _moments(a, name, data.columns, where) for name, a in named.items()} if x else {}
+    real = {name: a for name, a in named.items() if name == "" or a.dtype.kind == "f"}  # an index keeps its values
+    pairs = {name: _moments(a, name, data.columns, where) for name, a in real.items()} if x else {}
     target = _moments(data.y, "y", None, where) if y and data.y is not None else None
     return Units(pairs, target)
 

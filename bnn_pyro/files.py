@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnn_pyro.errors import ModelError, RunError, printable
+from bnn_pyro.errors import BNNError, ModelError, RunError, printable
 
 if TYPE_CHECKING:
     from bnn_pyro.posterior import Posterior
@@ -84,9 +84,10 @@ def load(directory: str | Path, model: Any = None) -> Posterior:
     """
     path = Path(directory)
     content = read_toml(path)
-    for name, expected in content["files"].items():
-        if name not in (NETCDF, STATE):
-            raise RunError(f"{path / TOML}, files: expected {NETCDF} and {STATE}, got {printable(name)}. Fit again.")
+    sums = content.get("files")
+    if not isinstance(sums, dict) or set(sums) != {NETCDF, STATE}:
+        raise RunError(f"{path / TOML}, files: expected the SHA-256 of {NETCDF} and {STATE}, got others. Fit again.")
+    for name, expected in sums.items():
         file = path / name
         if not file.is_file():
             raise RunError(f"{file}: expected a file, got none: the run is incomplete. Restore it, or fit again.")
@@ -96,7 +97,16 @@ def load(directory: str | Path, model: Any = None) -> Posterior:
             )
     from bnn_pyro.restore import restore
 
-    return restore(path, content, model)
+    try:
+        return restore(path, content, model)
+    except BNNError:
+        raise
+    except (
+        Exception
+    ) as error:  # whole files by their sums, but not what this version writes: each parser has its errors
+        raise RunError(
+            f"{path}: expected a run as this version writes it, got {type(error).__name__}: {error}. Fit again."
+        ) from error
 
 
 def read_toml(directory: str | Path) -> dict[str, Any]:
@@ -243,7 +253,13 @@ def _new_directory(path: Path) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name[:50]}-old-", dir=path.parent))
             os.replace(path, old / "run")
-        os.rename(made, path)
+        try:
+            os.rename(made, path)
+        except OSError:
+            if old is not None:
+                os.replace(old / "run", path)
+                old.rmdir()
+            raise
         _sync(path.parent)
         if old is not None:
             shutil.rmtree(old)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def fit(
         seed: All randomness comes from it; torch's, numpy's and Pyro's global state is the same after as before.
         standardize: Put inputs (and real targets) into standard units, learnt on these rows; None for the model's default.
         dtype: ``"float32"`` or ``"float64"``.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        device: ``"cpu"``, or ``"auto"``, which is the same with ``engine="pyro"``.
         engine: ``"pyro"``: Pyro's own SVI and NUTS.
         backend: How gradients are computed for NUTS: ``"inductor"``, ``"traced"``, ``"program"``, or ``"auto"``, which
             compiles from 10,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
@@ -60,7 +60,7 @@ def fit(
         **options: The method's settings, such as ``chains=4, warmup=500, draws=500``.
     Raises: BNNError, in one sentence and before any sampling, for data, models or options that cannot be used.
     """
-    bnn = model if isinstance(model, Model) else BNN(model)
+    bnn = (model if isinstance(model, Model) else BNN(model)).fresh()
     method = _method(inference, options)
     torch_dtype, torch_device = _dtype(dtype), find_device(device)
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
@@ -71,11 +71,16 @@ def fit(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         wanted = bnn.standardize if standardize is None else standardize
-        units = learn_units(data, x=wanted, y=wanted and bnn.real_targets, where=bnn.name)
+        units = learn_units(data, x=wanted, y=wanted and _has_units(bnn, data), where=bnn.name)
     notes = [str(w.message) for w in caught]
     for note in notes:
         warnings.warn(note, stacklevel=2)
     target = make_target(bnn, data, units, torch_dtype, torch_device)
+    if units.y is not None and target.predicted is None:
+        raise OptionError(
+            f"{bnn.name}, standardize: expected one observed site, got {len(target.observed)}: which of them y's standard "
+            "deviation belongs to is not known. Standardise the data yourself and pass standardize=False."
+        )
 
     began = time.perf_counter()
     draws = _infer(target, method, bnn, seed, backend, progress)
@@ -99,9 +104,9 @@ def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: 
     return build_target(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
 
 
-def hyperparameters(bnn: Model) -> dict[str, Any]:
-    """Hyper-parameters of a zoo model by name; none for a user's program."""
-    return asdict(bnn) if is_dataclass(bnn) and not isinstance(bnn, type) else {}
+def _has_units(bnn: Model, data: Data) -> bool:
+    """Whether y is a real number: said by a zoo model's task, and for a user's program by its values being floats."""
+    return bnn.real_targets and (bnn.card is not None or (data.y is not None and data.y.dtype.kind == "f"))
 
 
 def _infer(target: Target, method: Method, bnn: Model, seed: int, backend: str, progress: bool) -> Draws:
@@ -135,18 +140,12 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"`` as a device that torch can use.
-
-    Raises: UnknownNameError for another kind; OptionError where torch finds no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """``"cpu"`` or ``"auto"`` as a device of torch. Raises: UnknownNameError or OptionError for another."""
     name = str(device)
-    if name.partition(":")[0] not in ("cpu", "cuda") or (":" in name and not name.partition(":")[2].isdecimal()):
-        raise unknown("device", name, ("cpu", "cuda", "auto"))
-    made = torch.device(name)
-    if made.type == "cuda" and not torch.cuda.is_available():
+    if name.partition(":")[0] == "cuda":
         raise OptionError(
-            "device: expected one that torch can use, got 'cuda', and torch finds none. Use device='cpu'."
+            f"device: expected 'cpu' or 'auto', got {name!r}: Pyro's engines run on the CPU here. Use 'cpu'."
         )
-    return made
+    if name not in ("cpu", "auto"):
+        raise unknown("device", name, ("cpu", "auto"))
+    return torch.device("cpu")

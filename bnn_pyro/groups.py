@@ -71,7 +71,8 @@ def _log_likelihood(posterior: Posterior) -> dict[str, np.ndarray]:
     with isolated(dtype=target.dtype):
         terms = gather_draws(lambda one: {k: v.double() for k, v in target.evaluate(one).log_likelihood.items()}, flat)
     shape = z.shape[:2]
-    arrays = {k: v.reshape(*shape, -1).cpu().numpy() - posterior.units.log_jacobian for k, v in terms.items()}
+    jacobian = {o.name: 0.0 if o.factor else posterior.units.log_jacobian for o in target.observed}
+    arrays = {k: v.reshape(*shape, -1).cpu().numpy() - jacobian[k] for k, v in terms.items()}
     return {k: results.untie(v) for k, v in arrays.items()}
 
 

@@ -6,10 +6,12 @@ start: all units of a layer are equal and most gradients vanish. Here weights st
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from pyro.distributions.transforms import block_autoregressive, iterated
 from pyro.infer import autoguide
 from pyro.infer.autoguide.initialization import init_to_feasible
@@ -71,12 +73,24 @@ def autoguide_by_name(name: str, program: Program) -> Any:
 def make_guide(guide: Any, own: Callable[[], Any] | None, program: Program, where: str) -> Any:
     """The guide that ``SVI(guide=...)`` asks for: by name, a class of autoguide, a program, or the model's own."""
     if guide is None:
-        made = own() if own is not None else None
-        return made if made is not None else autoguide_by_name("normal", program)
+        guide = own() if own is not None else None
+    if guide is None:
+        guide = "normal"
     if isinstance(guide, str):
         return autoguide_by_name(guide, program)
     if isinstance(guide, type):
         if not issubclass(guide, autoguide.AutoGuide):
             raise ModelError(f"{where}: expected a subclass of AutoGuide, got the class {guide.__name__}.")
         return guide(program)
-    return guide
+    return _copied(guide)
+
+
+def _copied(guide: Any) -> Any:
+    """A copy whose parameters a fit may change; the caller's guide stays as it is."""
+    if not isinstance(guide, torch.nn.Module):
+        return guide
+    program = getattr(guide, "_model", None)
+    made = copy.deepcopy(guide)
+    if program is not None:  # Pyro's autoguides drop their program, from the original too, when they are copied
+        guide._model = made._model = program
+    return made

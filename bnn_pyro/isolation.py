@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pyro
@@ -27,7 +26,6 @@ _LOCK = threading.RLock()  # the state below is per process, so one fit at a tim
 def isolated(
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
-    params: Any = None,
     threads: int | None = None,
 ) -> Iterator[None]:
     """Runs the body with its own random state, default dtype and empty parameter store, and restores the caller's.
@@ -38,7 +36,6 @@ def isolated(
     Args:
         seed: Seeds torch, numpy and ``random`` inside; None leaves the inner state as the caller's.
         dtype: Default dtype inside, so that ``dist.Normal(0., 1.)`` in a program follows.
-        params: A state that ``pyro.get_param_store().get_state()`` returned, to start from.
         threads: At most so many torch threads inside; None leaves them.
     """
     with _LOCK:
@@ -46,19 +43,18 @@ def isolated(
         default_dtype = torch.get_default_dtype()
         torch_validates = torch.distributions.Distribution._validate_args  # Pyro restores its own flag only
         threads_before = torch.get_num_threads()
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         try:
             with (
                 warnings.catch_warnings(),
-                torch.random.fork_rng(devices=devices),
-                pyro.get_param_store().scope(params),
+                torch.random.fork_rng(devices=[]),
+                pyro.get_param_store().scope(),
                 pyro.validation_enabled(False),
             ):
                 torch.set_default_dtype(dtype)
                 if threads is not None and threads < threads_before:
                     torch.set_num_threads(threads)
                 if seed is not None:
-                    pyro.set_rng_seed(seed)
+                    reseed(seed)
                 yield
         finally:
             torch.set_num_threads(threads_before)
@@ -66,6 +62,13 @@ def isolated(
             torch.distributions.Distribution.set_default_validate_args(torch_validates)
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
+
+
+def reseed(seed: int) -> None:
+    """Seeds the generators that ``isolated`` restores, and no others: torch.manual_seed would reach every device."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
 
 
 def derive_seed(seed: int, *keys: int | str) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
+
+import torch
 
 from bnn_pyro.card import Card
 
@@ -39,6 +42,10 @@ class Model:
         """Names for the axes of each latent site, as ArviZ shows them; sites may be left out."""
         return {}
 
+    def fresh(self) -> Model:
+        """This model without anything that a fit has changed in it; ``fit`` works on such a copy."""
+        return self
+
     def fit(self, x: Any, y: Any = None, **settings: Any) -> Any:
         """Fits this model; ``bnn_pyro.fit`` explains the settings."""
         from bnn_pyro.fitting import fit
@@ -54,7 +61,7 @@ class BNN(Model):
         guide: A guide written by hand, an autoguide class, or an autoguide's name; None for a mean-field normal.
         dims: Names for the axes of latent sites, by site.
         name: What errors, plots and results call it.
-        standardize: Whether ``fit`` puts x and y into standard units.
+        standardize: Whether ``fit`` puts x and y into standard units; integers and booleans keep theirs.
     """
 
     def __init__(
@@ -87,6 +94,14 @@ class BNN(Model):
 
     def guide(self) -> Any:
         return self._guide
+
+    def fresh(self) -> BNN:
+        """A copy whose program, where it is a module, shares no parameters with the one that was given."""
+        if not isinstance(self._program, torch.nn.Module):
+            return self
+        other = copy.copy(self)
+        other._program = copy.deepcopy(self._program)
+        return other
 
     def dims(self) -> Mapping[str, tuple[str, ...]]:
         return self._dims

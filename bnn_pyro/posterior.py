@@ -86,7 +86,7 @@ class Posterior:
             seed: Of the noise in ``draws``; None derives it from the fit's, so that the same call gives the same numbers.
         Raises: DataError or ShapeError for rows that do not go with the training rows, naming both.
         """
-        self._check_rows_fixed(x)
+        self._check_rows_fixed()
         inputs = self._inputs(x)
         if seed is not None:
             check_seed(seed)
@@ -95,6 +95,7 @@ class Posterior:
 
     def log_predictive_density(self, x: Any, y: Any) -> np.ndarray:
         """Pointwise log density of the predictive mixture at held-out rows, original units: (n,) nats."""
+        self._check_rows_fixed()
         z = self.draws.z.reshape(-1, self.draws.z.shape[-1]).to(self.target.device)
         return log_predictive_density(self.target, self.units, z, self._inputs(x), y)
 
@@ -102,7 +103,7 @@ class Posterior:
         """Scores on held-out rows with standard errors: see ``bnn_pyro.scores.regression_scores``."""
         if y is None:
             x, y = x.x, x.y
-        return regression_scores(self.predict(x), y)
+        return regression_scores(self.predict(x), y, pointwise=not self.target.joint)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -128,9 +129,10 @@ class Posterior:
         given = collect(x, where=f"{self.model.name}, predict")
         _check_like(self.data, given, self.model.name)
         floating = self.model.card is not None
-        return inputs_to_tensors(self.units.inputs(given.x), self.target.dtype, self.target.device, floating)
+        x = _of_kind(self.data.x, given.x)
+        return inputs_to_tensors(self.units.inputs(x), self.target.dtype, self.target.device, floating)
 
-    def _check_rows_fixed(self, x: Any) -> None:
+    def _check_rows_fixed(self) -> None:
         by_row = [s.name for s in self.target.sites if s.by_row]
         if by_row:
             raise OptionError(
@@ -160,6 +162,13 @@ def _check_like(training: Data, given: Data, name: str) -> None:
             raise ShapeError(
                 f"{where}: expected {label} of shape ({', '.join(map(str, expected))}), as in fit, got {new.shape}."
             )
+
+
+def _of_kind(training: Any, given: Any) -> Any:
+    """Given arrays as floats where the training rows were floats, and without inputs that those did not have."""
+    if isinstance(training, dict):
+        return {name: _of_kind(old, given[name]) for name, old in training.items()}
+    return given.astype(np.float64) if training.dtype.kind == "f" else given
 
 
 def _json(value: Any) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bnn_pyro.batching import map_draws
 from bnn_pyro.data import Units, rows
-from bnn_pyro.errors import OptionError, ShapeError
+from bnn_pyro.errors import ModelError, OptionError, ShapeError
 from bnn_pyro.isolation import isolated
 from bnn_pyro.likelihoods import has_mean, mean_and_variance, no_mean, split
 from bnn_pyro.target import Target
@@ -146,6 +146,11 @@ def log_predictive_density(
     target: Target, units: Units, z: Tensor, x: Any, y: Any, block: int | None = None
 ) -> np.ndarray:
     """Pointwise log density of the mixture over draws z (draws, dim) at y, given in original units: (n,) nats."""
+    if target.joint:
+        raise ModelError(
+            f"{target.name}, log_prob: expected observations inside pyro.plate('data', ...), got one joint observation of all "
+            "rows, which has no pointwise density. Use prediction.mean and .interval."
+        )
     assert target.predicted is not None, "forward refuses a program that observes several sites"
     observed = target.predicted.shape
     y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Pyro's own inference over a target (``engine="pyro"``): NUTS chain after chain, SVI with any autoguide.
+"""Pyro's own inference over a target (``engine="pyro"``): NUTS, chain after chain.
 
 NUTS is given the target's flat density, so that its draws and statistics are those of every other engine. Its chains run
 one after another in this process, never in Pyro's workers, which hang when one dies and give other draws.

@@ -25,6 +25,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from pyro.optim import ClippedAdam
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -35,7 +36,7 @@ from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError
 from bnn_pyro.guides import make_guide
 from bnn_pyro.inference import MAP, SVI
-from bnn_pyro.isolation import derive_seed, isolated
+from bnn_pyro.isolation import derive_seed, isolated, reseed
 from bnn_pyro.likelihoods import split
 from bnn_pyro.target import Program, Target, data_dim, is_deterministic, is_factor
 
@@ -97,7 +98,7 @@ def fit_guide(target: Target, method: SVI | MAP, own_guide: Any, seed: int, prog
         history = _optimise(target, method, program, _latents_only(guide), loss, progress)
         if isinstance(guide, AutoLaplaceApproximation):
             guide = _laplace(guide, target, where)
-        pyro.set_rng_seed(derive_seed(seed, "guide draws"))
+        reseed(derive_seed(seed, "guide draws"))
         values, log_q = _draw(target, guide, method.draws)
         state = {name: value.detach().cpu().clone() for name, value in pyro.get_param_store().named_parameters()}
         params = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
@@ -144,6 +145,13 @@ def _check_sites(target: Target, guide: Any, where: str) -> None:
         raise ModelError(
             f"{where}: expected a sample statement for each latent site, got none for {sorted(want - have)}. "
             "Add pyro.sample for each, with the model's name and shape."
+        )
+    samples = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
+    observed = {n for n, s in samples.items() if s["is_observed"] or site_is_subsample(s)}
+    if have - want - observed:
+        raise ModelError(
+            f"{where}: expected the program's latent sites {sorted(want)}, got {sorted(have - want - observed)} as well. "
+            "Rename them, or mark helpers with infer={'is_auxiliary': True}."
         )
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from bnn_pyro import results
 from bnn_pyro.data import Data, Units
 from bnn_pyro.draws import Draws
-from bnn_pyro.errors import ModelError
+from bnn_pyro.errors import ModelError, RunError
 from bnn_pyro.files import NETCDF, STATE, method_from, model_from
 from bnn_pyro.fitting import DTYPES, make_target
 from bnn_pyro.posterior import Posterior
@@ -34,6 +34,7 @@ def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
         if content["model"]["zoo"] or model is not None:
             raise
         target = _absent(bnn, data, units, dtype)
+    _check_sites(target, results.dataset(idata, "posterior"), tensors["draws"].shape[-1], path)
     sampled = results.dataset(idata, "sample_stats")
     draws = Draws(
         tensors["draws"],
@@ -48,6 +49,16 @@ def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
     posterior = Posterior(bnn, data, units, target, method, draws, seed, list(content["fit"]["warnings"]))
     posterior.__dict__["idata"] = idata  # as it was written, instead of built again
     return posterior
+
+
+def _check_sites(target: Target, saved: Any, dim: int, path: Path) -> None:
+    """Refuses a program other than the one that was fitted: its sites would read each other's draws."""
+    if not target.sites:
+        return
+    want = [(s.name, s.shape) for s in target.sites]
+    have = [(str(k), tuple(v.shape[2:])) for k, v in list(saved.data_vars.items())[: len(want)]]
+    if want != have or target.dim != dim:
+        raise RunError(f"{path}: expected the program that was fitted, with sites {have}, got {want}. Pass that one.")
 
 
 def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def build_target(
         structure.check()
         runs.append(structure)
     first = runs[0]
+    _check_observes_y(first, y)
     for other in runs[1:]:
         if other.sites != first.sites or other.observations != first.observations:
             raise ModelError(_unlike(name, first, other))
@@ -74,6 +75,19 @@ def build_target(
             action = f"{name}: the program failed on {shapes.split(' and ')[0]} and y=None, as prediction runs it"
             _run(None, lambda: target.conditional(draw_from_prior, x), action)
     return target
+
+
+def _check_observes_y(structure: _Structure, y: Tensor) -> None:
+    """One observed site must hold y itself: scores, units and predictions are of y as it was passed."""
+    sites = [(o.name, structure.observed_values[o.name]) for o in structure.observations if not o.factor]
+    if len(sites) != 1:
+        return
+    name, value = sites[0]
+    if value.shape != y.shape or not torch.equal(value, y.to(value.dtype)):
+        raise ModelError(
+            f"{structure.program_name}, site {name!r}: expected obs=y, got another value: predictions and scores would not be "
+            "of the y that was passed. Transform y before fit, or use dist.TransformedDistribution."
+        )
 
 
 def _unlike(name: str, first: _Structure, other: _Structure) -> str:
@@ -178,6 +192,15 @@ class _Structure(Run):
         self.sites: list[Site] = []
         self.observations: list[Observation] = []
         self.seen: set[str] = set()
+        self.observed_values: dict[str, Tensor] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        if "$$$" in msg["name"]:
+            raise ModelError(
+                f"{self.program_name}, pyro.module {msg['name'].partition('$$$')[0]!r}: expected pyro.sample or pyro.param "
+                "statements, got a module that every fit would train in place. Make it a PyroModule with PyroSample weights."
+            )
+        super()._pyro_param(msg)
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -190,6 +213,11 @@ class _Structure(Run):
             return
         if msg["name"] in self.seen:
             raise ModelError(f"{self._where(msg)}: expected a name for each site, got two of that name. Rename one.")
+        if "/" in msg["name"] or msg["name"] in ("chain", "draw"):
+            raise ModelError(
+                f"{self._where(msg)}: expected a name that a results file can hold, got one with '/' or of a dimension. "
+                "Rename it."
+            )
         self.seen.add(msg["name"])
         if is_deterministic(msg):
             return
@@ -303,7 +331,9 @@ class _Structure(Run):
 
     def _note_latent(self, msg: Any) -> None:
         value, transform = msg["value"], biject_to(msg["fn"].support)
-        plates = {frame.dim - msg["fn"].event_dim: frame.name for frame in msg["cond_indep_stack"]}
+        plates = {
+            frame.dim - msg["fn"].event_dim: frame.name for frame in msg["cond_indep_stack"] if frame.dim is not None
+        }
         shape = tuple(value.shape)
         default = tuple(plates.get(i - len(shape), f"{msg['name']}_dim_{i}") for i in range(len(shape)))
         dims = tuple(self.dims.get(msg["name"], default))
@@ -318,5 +348,6 @@ class _Structure(Run):
         if dim is None and is_factor(msg):
             return  # a term of the prior
         factor = is_factor(msg)
+        self.observed_values[msg["name"]] = msg["value"]
         shape = () if factor else tuple(msg["value"].shape)
         self.observations.append(Observation(msg["name"], dim, shape, factor))

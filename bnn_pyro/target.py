@@ -2,8 +2,9 @@
 
     log density(z) = log prior(theta) + log |d theta / d z| + sum over rows of log p(y_i | theta, x_i),  theta = T(z)
 
-The only file that enters Pyro's handlers. Everything else in the package sees functions of flat tensors: ``log_prior``,
-``log_likelihood``, ``log_density``, ``forward``, ``constrain``, ``unconstrain``. Sites stand in z in program order.
+Its handler ``Run`` is the one way to run a program; only ``pyro_svi`` uses Pyro's own handlers besides. The rest of the
+package sees functions of flat tensors: ``log_prior``, ``log_likelihood``, ``log_density``, ``forward``, ``constrain``,
+``unconstrain``. Sites stand in z in program order.
 """
 
 from __future__ import annotations

@@ -135,3 +135,24 @@ def test_a_users_program_is_passed_when_loading(tmp_path):
     same(without.idata, posterior.idata)
     with pytest.raises(bnn.ModelError, match=r"program: expected the Pyro program that was fitted. Pass it"):
         without.predict(x)
+
+
+def test_another_program_than_the_one_that_was_fitted_is_refused(tmp_path):
+    def program(order):
+        def run(x, y=None):
+            values = {name: pyro.sample(name, dist.Normal(0.0, 1.0)) for name in order}
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(values["a"] * x + values["b"], 1.0), obs=y)
+
+        return run
+
+    x = torch.linspace(-1, 1, 20)
+    run = bnn.fit(program("ab"), x, 2 * x, **FIT).save(tmp_path / "run")
+    with pytest.raises(bnn.RunError, match=r"expected the program that was fitted, with sites \[\('a', \(\)\), \('b'"):
+        bnn.load(run, model=program("ba"))
+
+
+def test_a_sealed_run_toml_of_other_content_is_refused(run):
+    files._write_toml(run / files.TOML, {"format": files.FORMAT})
+    with pytest.raises(bnn.RunError, match=r"files: expected the SHA-256 of posterior.nc and state.safetensors"):
+        bnn.load(run)

@@ -371,3 +371,19 @@ def _env():
 
     tests = Path(__file__).parent
     return os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+
+
+def test_a_joint_observation_has_no_pointwise_density():
+    """One term over all rows: a scalar is not a density of each row, whatever the units."""
+
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        return pyro.sample("y", dist.Normal(w * x, 0.5).to_event(1), obs=y)
+
+    x = torch.linspace(-1, 1, 30)
+    posterior = bnn.fit(program, x, 2 * x, inference="svi", steps=200, draws=50)
+    with pytest.raises(bnn.ModelError, match=r"log_prob: expected observations inside pyro.plate\('data', ...\)"):
+        posterior.log_predictive_density(x, 2 * x)
+    assert set(posterior.score(x, 2 * x)) == {"test_rmse", "test_coverage_90"}
+    whole = posterior.predict(np.array([0, 1]))  # integers where the fit had floats
+    assert np.allclose(whole.mean, posterior.predict(np.array([0.0, 1.0])).mean)

@@ -555,11 +555,10 @@ def test_devices_that_cannot_be_used_are_refused_by_name(device):
         bnn.fit(linear, X, Y, device=device)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_cuda_without_a_device():
+def test_cuda_is_refused():
     refused(
         bnn.OptionError,
-        "device: expected one that torch can use, got 'cuda', and torch finds none. Use device='cpu'.",
+        "device: expected 'cpu' or 'auto', got 'cuda': Pyro's engines run on the CPU here. Use 'cpu'.",
         linear, X, Y, device="cuda",
     )  # fmt: skip
 
@@ -592,3 +591,42 @@ def test_fit_is_a_function_whatever_was_imported_first(monkeypatch):
     monkeypatch.delattr(bnn, "fit")
     importlib.import_module(home)  # as Model.fit does
     assert isinstance(bnn.fit, FunctionType)
+
+
+def test_the_observed_site_holds_y_itself():
+    def logged(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("y", dist.Normal(w, 1.0), obs=None if y is None else torch.exp(y))
+
+    refused(
+        bnn.ModelError,
+        "logged, site 'y': expected obs=y, got another value: predictions and scores would not be of the y that was "
+        "passed. Transform y before fit, or use dist.TransformedDistribution.",
+        logged, X, Y,
+    )  # fmt: skip
+
+
+def test_names_that_no_file_holds_are_refused_before_work():
+    def scoped(x, y=None):
+        w = pyro.sample("layer/w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    with pytest.raises(bnn.ModelError, match=r"site 'layer/w': expected a name that a results file can hold"):
+        bnn.fit(scoped, X, Y)
+    with pytest.raises(bnn.DataError, match=r"x: expected names that a results file can hold, got 'row'"):
+        bnn.fit(linear, {"row": X, "x": X}, Y)
+
+
+def test_a_module_that_a_fit_would_train_in_place_is_refused():
+    net = torch.nn.Linear(X.shape[1], 1)
+
+    def program(x, y=None):
+        pyro.module("net", net)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("y", dist.Normal(w * net(x).squeeze(-1), 1.0), obs=y)
+
+    with pytest.raises(bnn.ModelError, match=r"pyro.module 'net': expected pyro.sample or pyro.param statements"):
+        bnn.fit(program, torch.as_tensor(X).float(), torch.as_tensor(Y).float())

@@ -387,3 +387,18 @@ def test_integer_targets_score_as_the_floats_they_are(kind):
 
 def test_by_row_latents_are_marked():
     assert [n for n in PROBLEMS if any(s.by_row for s in PROBLEMS[n]().target().sites)] == list(BY_ROW)
+
+
+def test_sequential_plates_are_taken():
+    def program(x, y=None):
+        w = [pyro.sample(f"w{i}", dist.Normal(0.0, 1.0)) for i in pyro.plate("units", 2)]
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("y", dist.Normal(w[0] + w[1] * x[:, 0], 0.5), obs=y)
+
+    problem = problems.Problem(program, *problems._rows())
+    target = problem.target()
+    z = problems.points(target, 1)[0]
+    assert [s.dims for s in target.sites] == [(), ()]
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum()
+    f = z[0] + z[1] * target.x[:, 0]
+    assert relative(target.log_density(z), prior + torch.distributions.Normal(f, 0.5).log_prob(target.y).sum()) < 1e-12
