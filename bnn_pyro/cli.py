@@ -114,7 +114,7 @@ def datasets(as_json: bool) -> None:
               help="A hyper-parameter of the model or an option of the method, such as hidden=8,8 or draws=2000; "
               "may be given several times.")  # fmt: skip
 @click.option("--dtype", metavar="NAME", default="float32", show_default=True, help="float32 or float64.")
-@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu, cuda or auto.")
+@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu or auto.")
 @click.option("--backend", metavar="NAME", default="auto", show_default=True,
               help="How NUTS computes gradients: auto, inductor, traced or program.")  # fmt: skip
 @click.option("--standardize/--no-standardize", default=None,

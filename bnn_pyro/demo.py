@@ -9,7 +9,7 @@ DEMO: dict[str, Any] = {
     "model": "mlp_gaussian",
     "data": "diabetes",
     "hyperparameters": ("hidden=5", "activation=tanh"),
-    "inference": {"svi": (), "nuts": ("chains=4", "warmup=500", "draws=1000", "target_accept=0.9")},
+    "inference": {"svi": (), "nuts": ("chains=4", "warmup=500", "draws=1000", "target_accept=0.95")},
     "seed": 0,
 }
 
