@@ -43,24 +43,33 @@ def models_page(entries: list[dict[str, Any]]) -> str:
 
 
 def dataset_entries() -> list[dict[str, Any]]:
-    """What each data set is and its size, for ``datasets``."""
-    from bnn_pyro.datasets import dataset_card, list_datasets, load_dataset
+    """What each data set is and, where its values are at hand, its size, for ``datasets``."""
+    from bnn_pyro.datasets import available, dataset_card, list_datasets, load_dataset
 
     entries = []
     for name in list_datasets():
-        card, data = asdict(dataset_card(name)), load_dataset(name)
-        entries.append(card | {"train_rows": len(data.train), "test_rows": len(data.test),
-                               "columns": [str(c) for c in data.train.x.columns]})  # fmt: skip
+        entry = asdict(dataset_card(name)) | {"available": available(name)}
+        if entry["available"]:
+            data = load_dataset(name)
+            entry |= {"train_rows": len(data.train), "test_rows": len(data.test),
+                      "columns": [str(c) for c in data.train.x.columns]}  # fmt: skip
+        entries.append(entry)
     return entries
 
 
 def datasets_page(entries: list[dict[str, Any]]) -> str:
-    """The list of data sets as text."""
-    lines = [f"{'data set':<18}{'task':<16}{'rows':>6}{'held out':>10}{'columns':>9}  target"]
+    """The list of data sets as text: first those at hand, then those that can be had."""
+    lines = [f"{'data set':<15}{'task':<15}{'rows':>7}{'held out':>9}{'columns':>8}{'splits':>7}  target"]
     for entry in entries:
-        rows, held_out, columns = entry["train_rows"] + entry["test_rows"], entry["test_rows"], len(entry["columns"])
-        lines.append(f"{entry['name']:<18}{entry['task']:<16}{rows:>6}{held_out:>10}{columns:>9}  {entry['target']}")
-        lines += [wrapped(entry["about"], "    "), wrapped(f"Source: {entry['source']}.", "    ")]
+        if entry["available"]:
+            rows, held_out = entry["train_rows"] + entry["test_rows"], entry["test_rows"]
+            counts = f"{rows:>7}{held_out:>9}{len(entry['columns']):>8}{entry['splits']:>7}"
+            lines.append(f"{entry['name']:<15}{entry['task']:<15}{counts}  {entry['target']}")
+            lines += [wrapped(entry["about"], "    "), wrapped(f"Source: {entry['source']}.", "    ")]
+    absent = [entry["name"] for entry in entries if not entry["available"]]
+    if absent:
+        lines += ["", wrapped(f"Not at hand: {', '.join(absent)}.")]
+        lines += ["bnn-pyro datasets --fetch NAME downloads one; BNN_PYRO_DATA names a folder of them."]
     return "\n".join([*lines, "", "bnn-pyro fit MODEL --data NAME fits a model to one."])
 
 
@@ -87,11 +96,12 @@ def model_page(name: str) -> str:
 def _sites(kind: type, card: Any) -> str:
     import torch
 
-    from bnn_pyro.data import collect, learn_units
+    from bnn_pyro.data import collect
     from bnn_pyro.datasets import load_dataset
     from bnn_pyro.fitting import make_target
     from bnn_pyro.isolation import isolated
     from bnn_pyro.structure import draw_from_prior
+    from bnn_pyro.units import learn_units
 
     model = kind()
     train = load_dataset(card.dataset).train

@@ -1,34 +1,37 @@
-"""Real data sets that come with scikit-learn and statsmodels, each with a fixed split and a checksum; no download."""
+"""Real data sets by name, with fixed splits: some come with scikit-learn and statsmodels, some lie in a data folder.
+
+data = bnn.load_dataset("diabetes")               # data.train, data.test, data.card
+data = bnn.load_dataset("uci/wine", split=3)      # the fourth of its 20 splits
+bnn.fetch_dataset("uci/wine")                     # the only call here that uses the network
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from bnn_pyro.data import collect
+from bnn_pyro.data_folder import FOLDER, find, read_set, read_split, split_number
+from bnn_pyro.embedded import EMBEDDED, SPLIT_SEED, DataCard, checksum
 from bnn_pyro.errors import DataError, unknown
 
-SPLIT_SEED = 0  # of the permutation that sets aside every fifth row; part of each data set's definition
-
-
-@dataclass(frozen=True)
-class DataCard:
-    """What a data set is. ``checksum`` is the SHA-256 of x and y as ``Data.checksum`` computes it."""
-
-    name: str
-    task: str
-    target: str
-    about: str
-    source: str
-    checksum: str
+__all__ = [
+    "SPLIT_SEED",
+    "DataCard",
+    "DataSet",
+    "Part",
+    "available",
+    "dataset_card",
+    "fetch_dataset",
+    "list_datasets",
+    "load_dataset",
+]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a data set: a data frame x (n, d) and a series y (n,), in original units."""
+    """Rows of a data set: a data frame x (n, d) and a series y (n,), in original units or class labels."""
 
     x: pd.DataFrame
     y: pd.Series
@@ -46,89 +49,76 @@ class DataSet:
     card: DataCard
 
 
-def _diabetes() -> tuple[pd.DataFrame, pd.Series]:
-    from sklearn.datasets import load_diabetes
-
-    bunch = load_diabetes(as_frame=True, scaled=False)
-    return bunch.data, bunch.target.rename("progression")
-
-
-def _engel() -> tuple[pd.DataFrame, pd.Series]:
-    from statsmodels.datasets import engel
-
-    table = engel.load_pandas().data
-    return table[["income"]], table["foodexp"]
-
-
-def _stackloss() -> tuple[pd.DataFrame, pd.Series]:
-    from statsmodels.datasets import stackloss
-
-    table = stackloss.load_pandas().data
-    return table.drop(columns="STACKLOSS").astype(float), table["STACKLOSS"].astype(float)
-
-
-_LOADERS: dict[str, tuple[Callable[[], tuple[pd.DataFrame, pd.Series]], DataCard]] = {}
-
-
-def _add(loader: Callable[[], tuple[pd.DataFrame, pd.Series]], **card: str) -> None:
-    _LOADERS[card["name"]] = (loader, DataCard(**card))
-
-
-_add(
-    _diabetes,
-    name="diabetes",
-    task="regression",
-    target="progression",
-    about="Disease progression a year after baseline, from age, sex, bmi, blood pressure and six serum measurements.",
-    source="Efron et al. 2004; scikit-learn",
-    checksum="c68c8df622e053da571c2a03605f66a188f1d9e8971ba3b808cbac9df9666600",
-)
-_add(
-    _engel,
-    name="engel",
-    task="regression",
-    target="foodexp",
-    about="Food expenditure of Belgian working-class households by income, in francs; its spread grows with income.",
-    source="Engel 1857; statsmodels",
-    checksum="66c6ea5276f891d07faa1c6c9fb0e102ee29e577c93cdc0ea9bf4a1d7eef55d7",
-)
-_add(
-    _stackloss,
-    name="stackloss",
-    task="regression",
-    target="STACKLOSS",
-    about="Ammonia lost by a plant on 21 days, from air flow, water temperature and acid concentration; a few outliers.",
-    source="Brownlee 1965; statsmodels",
-    checksum="c871701e1d784efb2795cfc56c04683aeeef8c9824ec80f55a26b9eac789a10f",
-)
-
-
 def list_datasets() -> list[str]:
-    """Names that ``load_dataset`` takes."""
-    return sorted(_LOADERS)
+    """Names that ``load_dataset`` takes, whether or not the files of a set are at hand (see ``available``)."""
+    return sorted([*EMBEDDED, *FOLDER])
 
 
 def dataset_card(name: str) -> DataCard:
     """The card of a data set, without loading it. Raises: UnknownNameError with the nearest right name."""
-    if name not in _LOADERS:
-        raise unknown("data set", name, _LOADERS, "bnn.list_datasets() shows all.")
-    return _LOADERS[name][1]
+    cards = {card.name: card for card in [*(e.card for e in EMBEDDED.values()), *(e.card for e in FOLDER.values())]}
+    if name not in cards:
+        raise unknown("data set", name, cards, "bnn.list_datasets() shows all.")
+    return cards[name]
 
 
-def load_dataset(name: str) -> DataSet:
-    """A real data set with a fixed split: four rows in five for training.
+def available(name: str) -> bool:
+    """Whether ``load_dataset(name)`` finds the values: always for an embedded set, else if its files are there.
 
-    Raises: UnknownNameError for a misspelt name; DataError if the installed copy is not the one that the card describes.
+    Raises: UnknownNameError for a misspelt name.
+    """
+    if dataset_card(name).where == "embedded":
+        return True
+    return find(name, "data.csv") is not None and find(name, "splits.npz") is not None
+
+
+def load_dataset(name: str, split: int | str = 0) -> DataSet:
+    """A real data set with a fixed split: ``card.splits`` counts them, from 0.
+
+    An embedded set trains on four rows in five (see ``bnn_pyro.embedded``); a set of the data folder on nine in ten, or
+    with ``split="gap0"``, "gap1", ... on all rows but those in the middle third of that column. Rows keep the order of
+    the split.
+
+    Raises: UnknownNameError for a misspelt name; OptionError for a split that the set does not have; DataError if its
+        files are not there, or the values are not the ones that the card describes.
     """
     card = dataset_card(name)
-    x, y = _LOADERS[name][0]()
-    found = collect(x, y).checksum()
-    if found != card.checksum:
-        raise DataError(
-            f"data set {name!r}: expected SHA-256 {card.checksum[:12]}..., got {found[:12]}...: the installed package "
-            "ships other values. Report it, with the package's version."
-        )
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
-    test = np.sort(order[: len(x) // 5])
-    train = np.sort(order[len(x) // 5 :])
+    split_number(card, split)
+    if card.where == "embedded":
+        entry = EMBEDDED[name]
+        x, y = entry.read()
+        found = checksum(x, y)
+        if found != card.checksum:
+            raise DataError(
+                f"data set {name!r}: expected SHA-256 {card.checksum[:12]}..., got {found[:12]}...: the installed "
+                "package ships other values. Report it, with the package's version."
+            )
+        train, test = entry.split(len(x), int(split))
+    else:
+        x, y = read_set(name)
+        train, test = read_split(name, split, len(x))
     return DataSet(Part(x.iloc[train], y.iloc[train]), Part(x.iloc[test], y.iloc[test]), card)
+
+
+def fetch_dataset(name: str) -> Path:
+    """Downloads a set of the data folder into the cache, where ``load_dataset`` finds it; returns its folder there.
+
+    A set that is in the cache already is not fetched again. What arrives is kept only if its values and splits have
+    the checksums of the card.
+
+    Raises: UnknownNameError for a misspelt name; DataError for an embedded set, which needs no download, and for other
+        values than the card's; RunError for what the network or the disk refuses.
+    """
+    card = dataset_card(name)
+    if card.where == "embedded":
+        raise DataError(
+            f"fetch_dataset: expected a data set that is a file, got {name!r}, which comes with {_package(card)}. "
+            f"bnn.load_dataset({name!r}) reads it."
+        )
+    from bnn_pyro.download import fetch
+
+    return fetch(name)
+
+
+def _package(card: DataCard) -> str:
+    return card.source.rpartition("; ")[2]

@@ -1,0 +1,249 @@
+"""Tables of users: what is read is what the file says, and what is no table is refused with the file and the line."""
+
+import datetime
+import gzip
+import importlib
+import os
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bnn_pyro as bnn
+from bnn_pyro import table_files
+from bnn_pyro.table_files import read_table
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(content, name="t.csv"):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write_file
+
+
+def refused(path, *parts, **options):
+    """One sentence that starts with the file and holds all ``parts``."""
+    with pytest.raises(bnn.DataError) as caught:
+        read_table(path, **options)
+    text = str(caught.value)
+    assert text.startswith(f"table {path}") and "expected" in text and "got" in text and "\n" not in text, text
+    for part in parts:
+        assert part in text, text
+    return text
+
+
+TABLE = "n,x,who,yes\n1,1.5,ab,True\n-2,,c d,False\n3,1e-3,=1+2,True\n"
+
+
+def check(table):
+    assert list(table.columns) == ["n", "x", "who", "yes"]
+    assert table["n"].dtype == np.int64 and table["n"].tolist() == [1, -2, 3]
+    assert table["x"].dtype == float and table["x"].isna().tolist() == [False, True, False]
+    assert table["x"][0] == 1.5 and table["x"][2] == 1e-3
+    assert table["who"].tolist() == ["ab", "c d", "=1+2"] and table["yes"].dtype == bool
+    assert table["yes"].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_kinds_of_columns_delimiters_and_line_ends(write, delimiter, end, bom):
+    content = bom + TABLE.replace(",", delimiter).replace("\n", end).encode()
+    check(read_table(write(content)))
+    check(read_table(str(write(content.rstrip(), "T.TSV"))))  # no end of the last line, a text as path
+    check(read_table(write(gzip.compress(content), "t.csv.gz")))
+
+
+def test_quotes_blank_lines_and_spaces(write):
+    table = read_table(write('"a; or; b",c \n\n"x\ny, z", 1\n\n"say ""no""",2 \n'))
+    assert list(table.columns) == ["a; or; b", "c"] and table["c"].tolist() == [1, 2]
+    assert table.iloc[:, 0].tolist() == ["x\ny, z", 'say "no"']
+    assert read_table(write("a b\u2028c\nx\u2028y\n")).iloc[0, 0] == "x\u2028y"  # a line separator of Unicode is text
+
+
+def test_numbers_are_exact(write):
+    values = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789.123456789]
+    table = read_table(write("v\n" + "\n".join(map(repr, values)) + "\n"))
+    assert (table["v"].to_numpy().view(np.int64) == np.array(values).view(np.int64)).all()
+    whole = read_table(write("a,b,c\n007,9007199254740993,inf\n+5,-1,2.\n"))
+    assert whole["a"].tolist() == [7, 5] and whole["b"].tolist() == [9007199254740993, -1]
+    assert whole["c"].tolist() == [np.inf, 2.0]
+    assert read_table(write("a\n1_000\nb\n"))["a"].tolist() == ["1_000", "b"]  # Python's own float() takes 1_000
+    assert read_table(write("a\n" + "9" * 5000 + "\n1\n"))["a"].dtype == float
+
+
+def test_names_may_be_whole_numbers_and_one_column_is_a_table(write):
+    assert list(read_table(write("0,1,2\n1,2,3\n")).columns) == ["0", "1", "2"]
+    assert read_table(write("v\n1\n2\n"))["v"].tolist() == [1, 2]
+
+
+def test_missing_values(write):
+    path = write("a,b,c,d\n1,x,NA,?\n?,?,,?\n3,-,NaN,?\nnan,y,null,?\n")
+    table = read_table(path, na=("?", "-"))
+    assert table["a"].tolist()[::2] == [1, 3] and table["a"].isna().tolist() == [False, True, False, True]
+    assert table["b"].isna().tolist() == [False, True, True, False] and table["b"][0] == "x"
+    assert table["c"].dtype == float and table["c"].isna().all() and table["d"].isna().all()
+    refused(path, "na: expected a tuple of texts, got '?'. Pass na=('?',)", na="?")
+
+
+def test_a_text_among_numbers_is_named_with_its_line(write):
+    values = ["1"] * 32 + ["?"] + ["2.5"] * 340
+    path = write("id,v\n" + "\n".join(f"r{i},{v}" for i, v in enumerate(values)))
+    text = refused(path, "column 'v': expected numbers, as 372 of 373 values are, got '?' at line 34.")
+    assert text.endswith("Mark it as missing: na=('?',) / --na '?'")
+    assert read_table(path, na=("?",))["v"].isna().sum() == 1
+    half = write("v\n1\n2\na\nb\n")
+    assert read_table(half)["v"].tolist() == ["1", "2", "a", "b"]  # half is not most
+    refused(write("v\n1\n2\n3\na\nb\n"), "as 3 of 5 values are, got 'a' at line 5")
+    refused(write('v,w\n1,"x\ny"\n?,z\n3,z\n'), "got '?' at line 4")  # a quoted value over two lines
+
+
+@pytest.mark.parametrize(
+    ("rows", "bad", "line"),
+    [
+        (["1", '"1,234"', "2"], "1,234", 3),
+        (['"1,234"', '"12,345,678.9"', "?"], "1,234", 2),
+        (['"1,5"', '"-2,25"'], "1,5", 2),
+        (['"1.234,5"', '"2.000,25"'], "1.234,5", 2),
+        (["?", '"0,5"', '"0,25"'], "0,5", 3),
+    ],
+)
+def test_commas_inside_numbers_are_refused(write, rows, bad, line):
+    path = write("v,w\n" + "".join(f"{row},a\n" for row in rows))
+    refused(path, f"got {bad!r} at line {line}. Write a point for the decimal comma, and nothing between thousands.")
+
+
+def test_decimal_commas_between_semicolons(write):
+    refused(write("a;b\n1,5;2\n2,5;3\n"), "column 'a'", "got '1,5' at line 2")
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_an_index_that_was_written_along_is_dropped_with_a_warning(write, name):
+    for start in (0, 1):
+        path = write(f"{name},v\n" + "".join(f"{start + i},{i / 2}\n" for i in range(3)))
+        with pytest.warns(UserWarning, match="first column has no name and only numbers the rows; dropped") as caught:
+            table = read_table(path)
+        assert list(table.columns) == ["v"] and table["v"].tolist() == [0, 0.5, 1] and caught[0].filename == __file__
+
+
+def test_other_nameless_columns_are_refused(write):
+    refused(write(",v\n5,1\n7,2\n"), "got none for one at the start")
+    refused(write("v,\n1,\n2,\n"), "got none for one after 'v'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(read_table(write("id,v\n0,1\n1,2\n")).columns) == ["id", "v"]  # a named one may count
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "got an empty file"),
+        (b" \n\n", "got an empty file"),
+        (b"a,b\n", "expected rows below the header, got none"),
+        (b"a,b,a\n1,2,3\n", "got 'a' twice"),
+        (b"a, a\n1,2\n", "got 'a' twice"),
+        (b"5.1,3.5,0\n4.9,3.0,0\n", "got numbers ('5.1', ...). Add a header."),
+        (b"a,b\n1,2\n3\n5,6\n", "line 3: expected 2 values between commas, as in the header, got 1"),
+        (b"a;b\n1;2\n3;4;5\n", "line 3: expected 2 values between semicolons, as in the header, got 3"),
+        (b'a,b\n1,2\n"3,4\n5,6\n', "line 4: expected CSV with each quote closed"),
+        (b'a,b\n1,2\n"3"x,4\n', "line 3: expected CSV with each quote closed"),
+        (b"a,b\n1,\x002\n", "line 2: expected text, got a NUL byte"),
+        (b"a,b\n1,caf\xe9\n", "line 2: expected UTF-8, got the byte 0xe9"),
+        ("a,b\n1,2\n".encode("utf-16"), "expected UTF-8, got UTF-16"),
+        (b"a\n" + b"x" * 1_000_001 + b"\n", "expected lines of at most 1000000 characters, got one of 1000001"),
+        (b"a,b\n1," + b"x" * 200_000 + b"\n", "field larger than field limit"),
+    ],
+)
+def test_what_is_no_table(write, content, part):
+    refused(write(content), part)
+    if content:
+        refused(write(gzip.compress(content), "t.tsv.gz"), part)
+
+
+def test_files_that_are_not_there_or_are_something_else(write, tmp_path):
+    path = write(TABLE, "prices.csv")
+    refused(tmp_path / "price.csv", "got none of that name. Did you mean 'prices.csv'?")
+    refused(tmp_path / "zzz.csv", "got none of that name. Check the path.")
+    refused(tmp_path / "no" / "prices.csv", "got no folder")
+    refused(tmp_path, "got a directory")
+    refused(write("x", "t.xlsx"), "got '.xlsx'. Save it as CSV.")
+    refused(write(b"plain", "t.csv.gz"), "Not a gzipped file")
+    refused(write(gzip.compress(TABLE.encode())[:-4], "u.csv.gz"), "expected a file that can be read")
+    os.mkfifo(tmp_path / "pipe.csv")
+    refused(tmp_path / "pipe.csv", "expected a regular file")
+    check(read_table(path))
+
+
+# ---- Parquet
+
+needs_pyarrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    def write_file(table, **options):
+        path = tmp_path / "t.parquet"
+        table.to_parquet(path, engine="pyarrow", **options)
+        return path
+
+    return write_file
+
+
+@needs_pyarrow
+def test_parquet_reads_as_the_same_table(parquet):
+    table = pd.DataFrame(
+        {"n": [1, -2, 3], "x": [1.5, np.nan, 1e-3], "who": ["ab", "c d", "=1+2"], "yes": [True, False, True]}
+    )
+    check(read_table(parquet(table)))
+    table["who"] = table["who"].astype("category")
+    check(read_table(parquet(table)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(read_table(parquet(table, index=False)))
+    table.index = [5, 6, 8]
+    assert "__index_level_0__" in read_table(parquet(table))  # not a mere count: it is kept
+    table.index = [0, 1, 2]
+    with pytest.warns(UserWarning, match="only numbers the rows"):
+        check(read_table(parquet(table, index=True)))
+
+
+@needs_pyarrow
+def test_parquet_text_is_judged_as_in_csv(parquet):
+    path = parquet(pd.DataFrame({"v": ["1", "2", "?", None], "w": ["a", None, "b", "-"]}))
+    refused(path, "column 'v': expected numbers, as 2 of 3 values are, got '?' at row 3")
+    table = read_table(path, na=("?", "-"))
+    assert table["v"].tolist()[:2] == [1, 2] and table["v"].isna().tolist() == [False, False, True, True]
+    assert table["w"].isna().tolist() == [False, True, False, True]
+
+
+@needs_pyarrow
+def test_parquet_that_is_no_table(parquet, write):
+    refused(write(b"PAR1 no", "bad.parquet"), "expected a Parquet file")
+    refused(write(b"", "empty.pq"), "expected a Parquet file")
+    refused(parquet(pd.DataFrame({"a": [1.0]})[:0]), "got shape (0, 1)")
+    refused(parquet(pd.DataFrame({"a": [[1, 2], [3]]})), "column 'a': expected numbers or text, got")
+    refused(parquet(pd.DataFrame({"a": [b"x"]})), "column 'a': expected numbers or text, got bytes")
+    refused(parquet(pd.DataFrame({"a": [datetime.date(2020, 1, 1)]})), "expected numbers or text, got date")
+    import pyarrow
+    import pyarrow.parquet
+
+    double = pyarrow.table([[1], [2]], names=["a", "a"])
+    path = write(b"", "double.parquet")
+    pyarrow.parquet.write_table(double, path)
+    refused(path, "got 'a' twice")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(write(b"PAR1", "t.parquet"), "got no such package. Run: pip install pyarrow")
+
+
+def test_reading_leaves_the_csv_module_as_it_was(write):
+    before = table_files.csv.field_size_limit()
+    read_table(write(TABLE))
+    assert table_files.csv.field_size_limit() == before
