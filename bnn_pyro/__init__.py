@@ -18,26 +18,32 @@ from bnn_pyro.version import __version__
 
 if TYPE_CHECKING:
     from bnn_pyro.card import Card, Published
-    from bnn_pyro.datasets import list_datasets, load_dataset
+    from bnn_pyro.class_prediction import ClassPrediction
+    from bnn_pyro.datasets import fetch_dataset, list_datasets, load_dataset
     from bnn_pyro.errors import BNNError, DataError, ModelError, OptionError, RunError, ShapeError, UnknownNameError
+    from bnn_pyro.estimators import BNNClassifier, BNNRegressor
     from bnn_pyro.files import load
     from bnn_pyro.fitting import fit
     from bnn_pyro.guides import init_to_prior
-    from bnn_pyro.inference import MAP, NUTS, SVI, list_inference
+    from bnn_pyro.inference import MAP, NUTS, SVI, Prior, list_inference
     from bnn_pyro.model import BNN, Model
+    from bnn_pyro.own_table import load_table
     from bnn_pyro.posterior import Posterior
     from bnn_pyro.prediction import Prediction
     from bnn_pyro.registry import get_model, list_models, register
 
 _HOMES = {
     "card": ("Card", "Published"),
-    "datasets": ("list_datasets", "load_dataset"),
+    "class_prediction": ("ClassPrediction",),
+    "datasets": ("fetch_dataset", "list_datasets", "load_dataset"),
     "errors": ("BNNError", "DataError", "ModelError", "OptionError", "RunError", "ShapeError", "UnknownNameError"),
+    "estimators": ("BNNClassifier", "BNNRegressor"),
     "files": ("load",),
     "fitting": ("fit",),
     "guides": ("init_to_prior",),
-    "inference": ("MAP", "NUTS", "SVI", "list_inference"),
+    "inference": ("MAP", "NUTS", "SVI", "Prior", "list_inference"),
     "model": ("BNN", "Model"),
+    "own_table": ("load_table",),
     "posterior": ("Posterior",),
     "prediction": ("Prediction",),
     "registry": ("get_model", "list_models", "register"),
@@ -49,19 +55,24 @@ __all__ = [
     "MAP",
     "NUTS",
     "SVI",
+    "BNNClassifier",
     "BNNError",
+    "BNNRegressor",
     "Card",
+    "ClassPrediction",
     "DataError",
     "Model",
     "ModelError",
     "OptionError",
     "Posterior",
     "Prediction",
+    "Prior",
     "Published",
     "RunError",
     "ShapeError",
     "UnknownNameError",
     "__version__",
+    "fetch_dataset",
     "fit",
     "get_model",
     "init_to_prior",
@@ -70,6 +81,7 @@ __all__ = [
     "list_models",
     "load",
     "load_dataset",
+    "load_table",
     "register",
 ]
 

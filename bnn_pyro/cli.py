@@ -70,6 +70,9 @@ def main() -> None:
     bnn-pyro show mlp_gaussian                          one model, explained
     bnn-pyro fit mlp_gaussian --inference svi           a quick approximation
     bnn-pyro fit mlp_gaussian --inference nuts          draws of the posterior
+    bnn-pyro fit mlp_gaussian --data mine.csv --target price --inference svi
+    bnn-pyro predict RUN --data new.csv --out pred.csv
+    bnn-pyro compare RUN RUN
 
     Exit codes: 0 converged or approximate, 1 finished but not converged, 2 wrong
     usage, 74 a run directory that cannot be used, 130 stopped by Ctrl-C.
@@ -96,18 +99,52 @@ def show(name: str) -> None:
 
 
 @main.command()
+@click.option("--fetch", metavar="NAME", help="Download this one into the cache first; nothing else uses the network.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def datasets(as_json: bool) -> None:
-    """List the data sets."""
+def datasets(fetch: str | None, as_json: bool) -> None:
+    """List the data sets, and which of them are at hand.
+
+    Those that come with scikit-learn and statsmodels always are; others are
+    looked for in the folder that BNN_PYRO_DATA names and in the cache.
+    """
     from bnn_pyro import catalogue
 
+    if fetch is not None:
+        from bnn_pyro.datasets import fetch_dataset
+
+        click.echo(visible(f"{fetch} is in {fetch_dataset(fetch)}"))
+        return
     _show(catalogue.dataset_entries(), catalogue.datasets_page, as_json)
+
+
+def _rows_of_data(command: Any) -> Any:
+    """The options that say which rows to use."""
+    for option in reversed([
+        click.option("--data", metavar="NAME", help="A data set, by default the model's own, or a CSV or Parquet file."),
+        click.option("--target", metavar="COLUMN", help="The column of the file to predict."),
+        click.option("--drop", metavar="COLUMN", multiple=True, help="A column of the file to leave out; repeatable."),
+        click.option("--held-out", metavar="SHARE", type=float,
+                     help="Share of the file's rows set aside for scores.  [default: 0.2]"),
+        click.option("--missing", metavar="HOW", default="refuse", show_default=True,
+                     help="Missing values of the file: refuse, drop their rows, or impute the median or most frequent "
+                     "value and add a column that says where."),
+        click.option("--na", metavar="TEXT", multiple=True, help="A text that means missing, such as '?'; repeatable."),
+        click.option("--split", metavar="K", help="Which of a data set's fixed splits, from 0 (see bnn-pyro datasets)."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _table(asked: dict[str, Any]) -> dict[str, Any]:
+    """Takes the options of ``_rows_of_data``, but for --data, out of those that were given."""
+    table = {name: asked.pop(name) for name in ("target", "drop", "held_out", "na", "split")}
+    return table | {"missing": asked["missing"]}
 
 
 @main.command()
 @click.argument("model")
-@click.option("--data", metavar="NAME", help="Data set; by default the model's own (see bnn-pyro show MODEL).")
-@click.option("--inference", metavar="NAME", default="nuts", show_default=True, help="nuts, svi or map.")
+@_rows_of_data
+@click.option("--inference", metavar="NAME", default="nuts", show_default=True, help="nuts, svi, map or prior.")
 @click.option("--out", metavar="DIR", help="Run directory to write; by default runs/MODEL-DATA-INFERENCE.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="All randomness comes from it.")
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True,
@@ -123,14 +160,19 @@ def datasets(as_json: bool) -> None:
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 @click.option("--no-pictures", is_flag=True, help="No PNG files in the run directory.")
 def fit(model: str, overwrite: bool, no_progress: bool, no_pictures: bool, **asked: Any) -> int:
-    """Fit a model to a data set and write a run directory.
+    """Fit a model to a data set or a table, and write a run directory.
+
+    \b
+    bnn-pyro fit mlp_gaussian --data diabetes --inference svi
+    bnn-pyro fit mlp_gaussian --data mine.csv --target price --inference svi
 
     Prints a summary: function space, scores on held-out rows, and a verdict.
     --set takes what bnn-pyro show MODEL lists.
     """
     from bnn_pyro import runner
 
-    plan = runner.plan(model, overwrite=overwrite, progress=not no_progress, **asked)
+    table = _table(asked)
+    plan = runner.plan(model, overwrite=overwrite, progress=not no_progress, table=table, **asked)
     run = _fit(plan, pictures=not no_pictures)
     _page(run)
     click.echo(f"\nSee this again:  {_command('summary', str(run.path))}")
@@ -150,6 +192,95 @@ def summary(run: str, as_json: bool) -> int:
     else:
         _page(finished)
     return _exit_code(finished)
+
+
+@main.command()
+@click.argument("run")
+@click.option("--data", metavar="FILE", required=True,
+              help="CSV or Parquet file of new rows, or a data set, whose held-out rows are predicted.")  # fmt: skip
+@click.option("--out", metavar="FILE", help="CSV file to write, a line for each row; without it, a table is printed.")
+@click.option("--interval", metavar="P", type=float, default=0.9, show_default=True,
+              help="Probability of the central interval.")  # fmt: skip
+@click.option("--na", metavar="TEXT", multiple=True, help="A text that means missing; by default as in fit.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE.")
+@click.option("--json", "as_json", is_flag=True, help="Print all rows as JSON.")
+def predict(run: str, as_json: bool, **asked: Any) -> None:
+    """Predict new rows by the run directory RUN.
+
+    \b
+    numbers: mean, sd, epistemic_sd (of the weights), aleatoric_sd (of the
+             noise), lower and upper bound of the interval, noise included
+    classes: label, a probability for each class, and in nats: entropy,
+             epistemic (what knowing the weights would tell), aleatoric
+
+    Columns are found by name; others in the file are ignored. If the target is
+    among them, scores are printed.
+    """
+    from bnn_pyro import predicting, tables
+
+    made = predicting.carry_out(run, **asked)
+    click.echo(tables.as_json(predicting.as_rows(made)) if as_json else visible(predicting.page(made)))
+
+
+@main.command()
+@click.argument("runs", metavar="RUN RUN...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def compare(runs: tuple[str, ...], as_json: bool) -> None:
+    """Compare runs of the same rows: LOO, held-out scores, cost, verdict."""
+    from bnn_pyro import comparing, tables
+
+    made = comparing.compare_runs(runs)
+    click.echo(tables.as_json(comparing.as_dict(made)) if as_json else visible(comparing.page(made)))
+
+
+@main.command()
+@click.argument("model")
+@_rows_of_data
+@click.option(
+    "--column", metavar="COLUMN", help="The input that varies; by default the first. Others stay at their median."
+)
+@click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="A hyper-parameter of the model; repeatable.")
+@click.option("--draws", metavar="N", type=int, default=1000, show_default=True, help="Draws of the prior.")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="All randomness comes from it.")
+@click.option("--out", metavar="FILE", help="Picture to write; by default prior-MODEL-DATA.png.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def prior(model: str, as_json: bool, **asked: Any) -> None:
+    """Draw functions from a model's prior: what it expects before it sees y.
+
+    Writes a picture and prints how far y under the prior spreads, beside y.
+    """
+    from bnn_pyro import prior_check, tables
+
+    table = _table(asked)
+    made = prior_check.carry_out(model, table=table, **asked)
+    click.echo(tables.as_json(prior_check.as_dict(made)) if as_json else visible(prior_check.page(made)))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", metavar="NAME", multiple=True, help="A data set; repeatable. By default the model's own.")
+@click.option("--inference", metavar="NAME", multiple=True, default=("svi", "nuts"), show_default=True,
+              help="A method; repeatable.")  # fmt: skip
+@click.option("--set", "sets", metavar="KEY=VALUE", multiple=True,
+              help="A hyper-parameter, or an option of those methods that have it; repeatable.")  # fmt: skip
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="All randomness comes from it.")
+@click.option("--split", metavar="K", help="Which of the fixed splits, from 0.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def coverage(model: str, as_json: bool, no_progress: bool, **asked: Any) -> None:
+    """Fit a model to data sets and count how often held-out y lies in its interval.
+
+    A posterior predictive check on rows that the fit has not seen: the 50, 90
+    and 95 % intervals should hold that share of them.
+    """
+    from bnn_pyro import coverage as check
+    from bnn_pyro import tables
+
+    entries = check.carry_out(
+        model, progress=not no_progress, say=lambda text: click.echo(visible(text), err=True), **asked
+    )
+    click.echo(tables.as_json(entries) if as_json else visible(check.page(model, entries)))
 
 
 @main.command()
@@ -186,7 +317,7 @@ def visible(text: str) -> str:
 def _fit(plan: Any, pictures: bool) -> Finished:
     from bnn_pyro import runner
 
-    said = f"Fitting {plan.model.name} to {plan.data} by {plan.method.name}; the run goes to {plan.out}"
+    said = f"Fitting {plan.model.name} to {plan.source['name']} by {plan.method.name}; the run goes to {plan.out}"
     click.echo(visible(said), err=True)
     return runner.carry_out(plan, pictures, warn=_warn)
 

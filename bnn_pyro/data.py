@@ -1,4 +1,4 @@
-"""What a user hands in as x and y, checked and turned into tensors, and the standard units that a model sees.
+"""What a user hands in as x and y, checked and turned into tensors.
 
 Arrays, tensors, data frames and dicts of tensors become one ``Data`` value. Nothing here draws a random number or
 runs a model, so every complaint about data comes before any work.
@@ -7,7 +7,6 @@ runs a model, so every complaint about data comes before any work.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_pyro.errors import DataError, ShapeError
+from bnn_pyro import labels
+from bnn_pyro.errors import DataError, ShapeError, printable, unknown
+from bnn_pyro.frames import MISSING, Encoding, complete_rows, learn_encoding
 
-RESERVED = ("chain", "draw", "row", "feature", "probe", "probe_row")  # dimensions of the results
+RESERVED = ("chain", "draw", "row", "feature", "probe", "probe_row", "class")  # dimensions of the results
 Inputs = Tensor | dict[str, Tensor]
 
 
@@ -27,41 +28,66 @@ class Data:
     """Rows on the CPU as a user gave them, in original units.
 
     ``x`` is (n, ...) or a dict of such arrays; ``y`` is (n,) or (n, k), or None; ``columns`` names the last axis of x.
+    ``encoding`` says how a data frame became x. Where y are labels, they are codes 0, 1, ... of ``classes``.
     """
 
     x: np.ndarray | dict[str, np.ndarray]
     y: np.ndarray | None
     columns: tuple[str, ...] | None = None
     target: str | None = None
+    encoding: Encoding | None = None
+    classes: np.ndarray | None = None
 
     @property
     def n(self) -> int:
         return rows(self.x)
 
     def checksum(self) -> str:
-        """SHA-256 of names, shapes, dtypes and values of x and y."""
+        """SHA-256 of names, shapes, dtypes and values of x, y and the classes."""
         digest = hashlib.sha256()
         arrays = {"x": self.x} if not isinstance(self.x, dict) else dict(sorted(self.x.items()))
         for name, array in [*arrays.items(), ("y", self.y)]:
             if array is not None:
                 digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
+        if self.classes is not None:
+            digest.update(f"classes {labels.as_list(self.classes)}".encode())
         return digest.hexdigest()
 
 
-def collect(x: Any, y: Any = None, *, where: str = "fit") -> Data:
+def collect(
+    x: Any,
+    y: Any = None,
+    *,
+    where: str = "fit",
+    missing: str = "refuse",
+    classes: bool = False,
+    count: int | None = None,
+    like: Data | None = None,
+    empty: bool = False,
+) -> Data:
     """Checks x and y and returns them as numpy arrays of their own kind (float, int or bool), copied.
 
+    Args:
+        missing: What to do with missing values of a data frame: ``"refuse"``, ``"impute"`` or ``"drop"`` (see ``frames``).
+        classes: Whether y are labels of classes; ``count`` is how many there have to be, if that is fixed.
+        like: Training rows: a data frame is encoded as theirs was.
+        empty: Whether no rows at all will do.
     Raises: DataError for values that are not numbers or not finite, naming row and column; ShapeError for lengths
         that differ or a transposed x.
     """
-    columns = target = None
-    if hasattr(x, "columns") and hasattr(x, "to_numpy"):
-        columns = tuple(str(c) for c in x.columns)
-        x = _frame(x, where)
-    if hasattr(y, "to_numpy"):
+    if missing not in MISSING:
+        raise unknown("value of missing", missing, MISSING)
+    columns = target = encoding = known = None
+    if y is not None:
         target = str(y.name) if getattr(y, "name", None) is not None else None
-        y = y.to_numpy()
+    if missing == "drop" and not isinstance(x, Mapping):
+        x, y = _complete(x, y)
+    if _is_frame(x):
+        encoding = (
+            like.encoding if like is not None and like.encoding is not None else learn_encoding(x, where, missing)
+        )
+        x, columns = encoding.apply(x, where), encoding.names
     arrays: np.ndarray | dict[str, np.ndarray]
     if isinstance(x, Mapping):
         if not x:
@@ -75,13 +101,31 @@ def collect(x: Any, y: Any = None, *, where: str = "fit") -> Data:
             raise ShapeError(f"{where}, x: expected arrays that share the row axis, got rows {lengths}.")
     else:
         arrays = _array(x, "x", where, columns)
-    y = None if y is None else _array(y, "y", where, None)
     n = rows(arrays)
-    if y is not None and y.shape[0] != n:
-        raise _lengths_differ(arrays, y, where)
-    if n == 0:
+    if classes and y is not None:
+        if not _is_frame(y) and np.ndim(y) == 1 and len(y) != n:
+            raise _lengths_differ(arrays, np.shape(y), where)
+        y, known = labels.learn_classes(y, f"{where}, y", count)
+    elif y is not None:
+        y = _array(y.to_numpy() if hasattr(y, "to_numpy") else y, "y", where, None)
+        if y.shape[0] != n:
+            raise _lengths_differ(arrays, y.shape, where)
+    if n == 0 and not empty:
         raise DataError(f"{where}, x: expected at least one row, got none.")
-    return Data(arrays, y, columns, target)
+    return Data(arrays, y, columns, target, encoding, known)
+
+
+def _is_frame(x: Any) -> bool:
+    return hasattr(x, "columns") and hasattr(x, "to_numpy") and not isinstance(x, Mapping)
+
+
+def _complete(x: Any, y: Any) -> tuple[Any, Any]:
+    """The rows of a data frame or an array, and of y, in which nothing is missing."""
+    x = x if _is_frame(x) else np.asarray(x)
+    kept = complete_rows(x, y)
+    if y is None:
+        return x[kept], None
+    return x[kept], y[kept] if hasattr(y, "to_numpy") else np.asarray(y)[kept]
 
 
 def rows(x: Any) -> int:
@@ -89,29 +133,13 @@ def rows(x: Any) -> int:
     return next(iter(x.values())).shape[0] if isinstance(x, Mapping) else x.shape[0]
 
 
-def _lengths_differ(x: Any, y: np.ndarray, where: str) -> ShapeError:
-    text = f"{where}: expected x and y of equal length, got x with {rows(x)} rows and y of shape {y.shape}."
-    if not isinstance(x, Mapping) and x.ndim == 2 and x.shape[1] == y.shape[0]:
+def _lengths_differ(x: Any, y: tuple[int, ...], where: str) -> ShapeError:
+    text = f"{where}: expected x and y of equal length, got x with {rows(x)} rows and y of shape {y}."
+    if not isinstance(x, Mapping) and x.ndim == 2 and x.shape[1] == y[0]:
         return ShapeError(f"{text} x looks transposed: rows are observations, so pass x.T.")
-    if y.ndim == 2 and y.shape[0] == 1:
+    if len(y) == 2 and y[0] == 1:
         return ShapeError(f"{text} Pass y.reshape(-1).")
     return ShapeError(f"{text} Drop the rows that lack a partner.")
-
-
-def _frame(x: Any, where: str) -> np.ndarray:
-    if len(set(map(str, x.columns))) < len(x.columns):
-        twice = next(c for c in x.columns if list(map(str, x.columns)).count(str(c)) > 1)
-        raise DataError(f"{where}, x: expected a name for each column, got {str(twice)!r} twice. Rename one.")
-    for name in x.columns:
-        kind = getattr(x[name].dtype, "kind", "O")
-        if kind not in "fiub":
-            raise DataError(
-                f"{where}, x: expected numbers, got column {str(name)!r} of type {x[name].dtype}. "
-                "Encode it as numbers first, for example with pandas.get_dummies."
-            )
-    return x.to_numpy(
-        dtype=np.result_type(*(x[name].to_numpy().dtype for name in x.columns)) if len(x.columns) else float
-    )
 
 
 def _array(value: Any, name: str, where: str, columns: tuple[str, ...] | None) -> np.ndarray:
@@ -125,12 +153,23 @@ def _array(value: Any, name: str, where: str, columns: tuple[str, ...] | None) -
             f"{where}, {name}: expected rows of equal length, got a ragged list. Pass an array."
         ) from error
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{where}, {name}: expected numbers, got an array of type {array.dtype}. Encode it as numbers.")
+        raise DataError(f"{where}, {name}: expected numbers, got {_what(array)}. {_remedy(name)}")
     if array.ndim == 0:
         raise ShapeError(f"{where}, {name}: expected rows on the first axis, got a single number. Pass an array.")
     if array.dtype.kind == "f":
         refuse_not_finite(array, name, where, columns)
     return array
+
+
+def _what(array: np.ndarray) -> str:
+    shown = "text" if array.dtype.kind in "US" else f"values of type {array.dtype}"
+    return f"{shown}, such as {printable(array.ravel().tolist()[0])}" if array.size else shown
+
+
+def _remedy(name: str) -> str:
+    if name == "y":
+        return "Use a model for classification, or numbers."
+    return "Encode it as numbers, or pass a data frame, whose text columns are encoded."
 
 
 def refuse_not_finite(array: np.ndarray, name: str, where: str, columns: tuple[str, ...] | None) -> None:
@@ -146,72 +185,6 @@ def refuse_not_finite(array: np.ndarray, name: str, where: str, columns: tuple[s
         f"{where}, {name}: expected finite numbers, got {array[index]} at row {index[0]}{column}; "
         f"{int(bad.sum())} of {array.size} values are not finite. Drop or impute those rows."
     )
-
-
-@dataclass(frozen=True)
-class Units:
-    """Affine maps between original and standard units: standard = (original - mean) / sd, by column.
-
-    ``x`` maps an input's name ("" for an x that is no dict) to (mean, sd), each of the trailing shape of that input;
-    ``y`` is (mean, sd) of the target, or None where it keeps its units. Float64 throughout.
-    """
-
-    x: dict[str, tuple[np.ndarray, np.ndarray]]
-    y: tuple[np.ndarray, np.ndarray] | None = None
-
-    def inputs(self, x: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
-        """x in standard units."""
-        if isinstance(x, dict):
-            return {name: self._standard(name, a) for name, a in x.items()}
-        return self._standard("", x)
-
-    def targets(self, y: np.ndarray) -> np.ndarray:
-        """y in standard units."""
-        return y if self.y is None else (y.astype(np.float64) - self.y[0]) / self.y[1]
-
-    @property
-    def y_mean(self) -> np.ndarray:
-        return np.zeros(()) if self.y is None else self.y[0]
-
-    @property
-    def y_sd(self) -> np.ndarray:
-        return np.ones(()) if self.y is None else self.y[1]
-
-    @property
-    def log_jacobian(self) -> float:
-        """Log sd of y, summed over outputs: subtract it from a log density in standard units to get original ones."""
-        return float(np.log(self.y_sd).sum())
-
-    def _standard(self, name: str, array: np.ndarray) -> np.ndarray:
-        if name not in self.x:
-            return array
-        mean, sd = self.x[name]
-        return (array.astype(np.float64) - mean) / sd
-
-
-def learn_units(data: Data, *, x: bool, y: bool, where: str) -> Units:
-    """Means and standard deviations (ddof 0) of the columns of x and of y; constant columns keep sd 1, with a warning."""
-    named = data.x if isinstance(data.x, dict) else {"": data.x}
-    real = {name: a for name, a in named.items() if name == "" or a.dtype.kind == "f"}  # an index keeps its values
-    pairs = {name: _moments(a, name, data.columns, where) for name, a in real.items()} if x else {}
-    target = _moments(data.y, "y", None, where) if y and data.y is not None else None
-    return Units(pairs, target)
-
-
-def _moments(
-    array: np.ndarray, name: str, columns: tuple[str, ...] | None, where: str
-) -> tuple[np.ndarray, np.ndarray]:
-    array = array.astype(np.float64)
-    mean, sd = array.mean(0), array.std(0)
-    constant = sd <= 1e-12 * np.abs(mean)
-    if constant.any():
-        which = [columns[i] if columns and constant.ndim else int(i) for i in np.flatnonzero(constant)]
-        label = "y" if name == "y" else f"x{f'[{name!r}]' if name else ''}, column {', '.join(map(str, which))}"
-        warnings.warn(
-            f"{where}, {label}: constant in the training rows, so it carries no information and is only centred.",
-            stacklevel=4,
-        )
-    return mean, np.where(constant, 1.0, sd)
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str, *, floating: bool = False) -> Tensor:

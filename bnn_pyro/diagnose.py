@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnn_pyro import results
-from bnn_pyro.inference import MAP, NUTS
+from bnn_pyro.inference import MAP, NUTS, Prior
 
 if TYPE_CHECKING:
     from bnn_pyro.posterior import Posterior
@@ -43,6 +43,8 @@ def diagnose(posterior: Posterior) -> Verdict:
     finite = bool(np.isfinite(posterior.draws.z.numpy()).all())
     if not finite:
         return Verdict("not converged", ["some draws are not finite."], ["Standardise the data or lower lr."])
+    if isinstance(posterior.method, Prior):
+        return Verdict("converged", ["independent draws of the prior: nothing was learnt from y."])
     if isinstance(posterior.method, NUTS):
         return _sampled(posterior, posterior.method)
     return _approximated(posterior)

@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnn_pyro import labels
 from bnn_pyro.errors import BNNError, ModelError, RunError, printable
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def _description(posterior: Posterior) -> dict[str, Any]:
             "x_is_dict": isinstance(data.x, dict),
             "columns": list(data.columns or ()),
             "target": data.target or "",
+            **({"encoding": data.encoding.as_table()} if data.encoding is not None else {}),
+            **({"classes": labels.as_list(data.classes)} if data.classes is not None else {}),
         },
         "versions": json.loads(attrs["versions"]),
         "verdict": {"verdict": verdict.verdict, "reasons": verdict.reasons, "remedies": verdict.remedies,

@@ -7,20 +7,24 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from bnn_pyro.compiled import BACKENDS
-from bnn_pyro.data import Data, collect, inputs_to_tensors, learn_units, refuse_not_finite, to_tensor
+from bnn_pyro.data import Data, collect, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import DataError, OptionError, unknown
-from bnn_pyro.inference import MAP, NUTS, SVI, Method, make_method
+from bnn_pyro.inference import MAP, NUTS, SVI, Method, Prior, make_method
 from bnn_pyro.isolation import check_seed
 from bnn_pyro.model import BNN, Model
 from bnn_pyro.posterior import Posterior
+from bnn_pyro.prior import sample_prior
 from bnn_pyro.pyro_nuts import sample_nuts
 from bnn_pyro.pyro_svi import fit_guide
-from bnn_pyro.structure import build_target
+from bnn_pyro.structure import build_empty_target, build_target
 from bnn_pyro.target import Target
+from bnn_pyro.units import learn_units, warn_of_units
 
 ENGINES = ("pyro",)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -39,6 +43,7 @@ def fit(
     engine: str = "pyro",
     backend: str = "auto",
     progress: bool = True,
+    missing: str = "refuse",
     **options: Any,
 ) -> Posterior:
     """Fits a Bayesian neural network and returns its posterior.
@@ -46,9 +51,12 @@ def fit(
     Args:
         model: A model of the zoo, a ``BNN``, or a Pyro program ``model(x, y=None)``.
         x: Rows: an array, tensor or data frame (n, ...), a dict of arrays that share the row axis, or the part of a data
-            set that holds x and y (``data.train``).
-        y: Targets (n,), or (n, k) where the observed site has event shape (k,).
-        inference: ``"nuts"``, ``"svi"``, ``"map"``, or a value such as ``NUTS(chains=4)``.
+            set that holds x and y (``data.train``). Text columns of a data frame become columns of 0 and 1. No rows at
+            all give the prior, with a warning.
+        y: Targets (n,), or (n, k) where the observed site has event shape (k,). For a model of classes, labels (n,) of any
+            kind; a pandas Categorical may declare classes that these rows lack. For a regression, numbers (bools count as
+            0 and 1).
+        inference: ``"nuts"``, ``"svi"``, ``"map"``, ``"prior"``, or a value such as ``NUTS(chains=4)``.
         seed: All randomness comes from it; torch's, numpy's and Pyro's global state is the same after as before.
         standardize: Put inputs (and real targets) into standard units, learnt on these rows; None for the model's default.
         dtype: ``"float32"`` or ``"float64"``.
@@ -57,6 +65,8 @@ def fit(
         backend: How gradients are computed for NUTS: ``"inductor"``, ``"traced"``, ``"program"``, or ``"auto"``, which
             compiles from 10,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
         progress: Show a bar on a terminal.
+        missing: What to do with missing values of a data frame: ``"refuse"`` them, ``"drop"`` their rows, or ``"impute"`` the
+            median or most frequent value and add a column that says where.
         **options: The method's settings, such as ``chains=4, warmup=500, draws=500``.
     Raises: BNNError, in one sentence and before any sampling, for data, models or options that cannot be used.
     """
@@ -67,11 +77,19 @@ def fit(
         if given not in known:
             raise unknown(kind, given, known)
     check_seed(seed)
-    data = _rows(bnn, x, y)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        data = training_rows(bnn, x, y, missing)
+        bnn = bnn.for_data(data)
         wanted = bnn.standardize if standardize is None else standardize
         units = learn_units(data, x=wanted, y=wanted and _has_units(bnn, data), where=bnn.name)
+        if bnn.card is not None and not wanted:
+            warn_of_units(data, bnn.real_targets, bnn.name)
+        if data.n == 0:
+            warnings.warn(
+                f"{bnn.name}: no rows, so the posterior is the prior; its draws are drawn from there.", stacklevel=1
+            )
+            method = Prior(draws=getattr(method, "chains", 1) * getattr(method, "draws", 1))
     notes = [str(w.message) for w in caught]
     for note in notes:
         warnings.warn(note, stacklevel=2)
@@ -94,14 +112,28 @@ def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: 
     """The target of a model on rows in original units."""
     floating = bnn.card is not None  # zoo models take floats; a user's program gets integers as it passed them
     x = inputs_to_tensors(units.inputs(data.x), dtype, device, floating)
-    assert data.y is not None, "checked by _rows"
-    y = to_tensor(units.targets(data.y), dtype, device, floating=floating)
+    assert data.y is not None, "checked by training_rows"
+    y = to_tensor(units.targets(data.y), dtype, device, floating=floating and bnn.task != "classification")
+    _refuse_rounding(data.y, y, f"{bnn.name}, y")
     for label, tensor in (
         [*((f"x[{k!r}]", v) for k, v in x.items()), ("y", y)] if isinstance(x, dict) else [("x", x), ("y", y)]
     ):
         if tensor.is_floating_point():  # a number may be finite in float64 and not in float32
             refuse_not_finite(tensor.cpu().numpy(), label, f"{bnn.name}, as {dtype}", data.columns)
-    return build_target(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
+    build = build_target if data.n else build_empty_target
+    return build(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
+
+
+def _refuse_rounding(y: np.ndarray, tensor: Tensor, where: str) -> None:
+    """Raises: DataError for whole numbers, in their own units, that the dtype cannot hold."""
+    if y.dtype.kind not in "iu" or not tensor.is_floating_point():
+        return
+    changed = np.flatnonzero((tensor.cpu().double().numpy() != y).reshape(len(y), -1 if len(y) else 1).any(1))
+    if len(changed) and float(np.abs(y).max()) >= 2**24:
+        raise DataError(
+            f"{where}: expected whole numbers that {tensor.dtype} can hold, got {y[changed[0]]} at row {changed[0]}. "
+            "Pass dtype='float64', or standardise."
+        )
 
 
 def _has_units(bnn: Model, data: Data) -> bool:
@@ -110,6 +142,8 @@ def _has_units(bnn: Model, data: Data) -> bool:
 
 
 def _infer(target: Target, method: Method, bnn: Model, seed: int, backend: str, progress: bool) -> Draws:
+    if isinstance(method, Prior):
+        return sample_prior(target, method, seed)
     if isinstance(method, NUTS):
         return sample_nuts(target, method, seed, backend, progress)
     assert isinstance(method, SVI | MAP), "make_method knows no other"
@@ -118,18 +152,22 @@ def _infer(target: Target, method: Method, bnn: Model, seed: int, backend: str, 
 
 def _method(inference: str | Method, options: dict) -> Method:
     return make_method(
-        inference, options, also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress")
+        inference, options, also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress", "missing")
     )
 
 
-def _rows(bnn: Model, x: Any, y: Any) -> Data:
+def training_rows(bnn: Model, x: Any, y: Any, missing: str = "refuse") -> Data:
+    """What a user passed to ``fit`` as rows, checked: x and y, or one object that holds both."""
+    labels = bnn.task == "classification"
+    how: dict[str, Any] = {"where": bnn.name, "missing": missing, "classes": labels, "empty": True}
+    how |= {"count": bnn.class_count} if labels else {}
     if y is None and hasattr(x, "x") and hasattr(x, "y"):
-        data = collect(x.x, x.y, where=bnn.name)
+        data = collect(x.x, x.y, **how)
         columns = data.columns or getattr(x, "columns", None)
         return replace(data, columns=columns, target=data.target or getattr(x, "target", None))
     if y is None:
         raise DataError(f"{bnn.name}, y: expected targets, got none. Call fit(x, y), or fit(data.train).")
-    return collect(x, y, where=bnn.name)
+    return collect(x, y, **how)
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -11,32 +11,36 @@ import torch
 from torch import Tensor
 
 from bnn_pyro.batching import map_draws
-from bnn_pyro.data import Units
 from bnn_pyro.isolation import isolated
-from bnn_pyro.likelihoods import has_mean, mean_and_variance
+from bnn_pyro.likelihoods import class_count, class_log_probs, has_mean, mean_and_variance
 from bnn_pyro.target import Target
+from bnn_pyro.units import Units
 
 PROBES = 50
 
 
 def probe_rows(n: int) -> np.ndarray:
     """Indices of the training rows at which the function is watched: 50 evenly spaced ones, or all if there are fewer."""
-    return np.unique(np.linspace(0, n - 1, min(n, PROBES)).round().astype(int))
+    return np.unique(np.linspace(0, max(n - 1, 0), min(n, PROBES)).round().astype(int))
 
 
 def function_space(target: Target, units: Units, z: Tensor, block: int | None = None) -> dict[str, np.ndarray]:
     """By name, arrays (chain, draw, ...) of draws z (chain, draw, dim).
 
-    ``f``: conditional mean of y at the probe rows, original units, where the likelihood has one. ``noise_scale``: root of
-    the mean conditional variance there. ``log_likelihood``: of all training rows, original units of y. ``log_prior``:
-    with the log-Jacobian, standard units. ``norm_<site>``: sum of squares of each site that is not a number.
+    ``f``: conditional mean of y at the probe rows, original units, where the likelihood has one; where y is a label, the
+    probabilities of the classes (of the second one where there are two). ``noise_scale``: root of the mean conditional
+    variance there; none for labels. ``log_likelihood``: of all training rows, original units of y. ``log_prior``: with the
+    log-Jacobian, standard units. ``norm_<site>``: sum of squares of each site that is not a number.
     """
     chains, draws, dim = z.shape
     index = torch.as_tensor(probe_rows(target.n), device=target.device)
     site = target.predicted
     with isolated(dtype=target.dtype), torch.no_grad():
         first = target.evaluate(z[0, 0].to(target.device))
-    watched = site.name if site is not None and has_mean(first.conditionals[site.name]) else None
+    conditional = first.conditionals[site.name] if site is not None and target.n else None
+    classes = class_count(conditional) if conditional is not None else None
+    known = conditional is not None and (classes is not None or has_mean(conditional))
+    watched = site.name if known and site is not None else None
 
     def one(z: Tensor) -> dict[str, Tensor]:
         result = target.evaluate(z)
@@ -47,7 +51,10 @@ def function_space(target: Target, units: Units, z: Tensor, block: int | None = 
         for latent in target.sites:
             if latent.shape:
                 out[f"norm_{latent.name}"] = (result.values[latent.name].double() ** 2).sum()
-        if watched is not None:
+        if watched is not None and classes is not None:
+            p = class_log_probs(result.conditionals[watched]).exp()[index]
+            out["f"] = p[:, 1] if classes == 2 else p
+        elif watched is not None:
             mean, variance = mean_and_variance(result.conditionals[watched], target.name)
             out |= {"f": mean[index], "noise_scale": variance[index].double().mean(0).sqrt()}
         return out
@@ -59,7 +66,7 @@ def function_space(target: Target, units: Units, z: Tensor, block: int | None = 
                 parts.setdefault(name, []).append(value.cpu().double().numpy())
     joined = {name: np.concatenate(blocks) for name, blocks in parts.items()}
     joined["log_likelihood"] = joined["log_likelihood"] - target.n * units.log_jacobian
-    if watched is not None:
+    if "noise_scale" in joined:
         joined["f"] = joined["f"] * units.y_sd + units.y_mean
         joined["noise_scale"] = joined["noise_scale"] * units.y_sd
     order = ["f", "noise_scale", "log_likelihood", "log_prior"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnn_pyro import results
+from bnn_pyro import labels, results
 from bnn_pyro.batching import gather_draws
 from bnn_pyro.function_space import function_space, probe_rows
 from bnn_pyro.isolation import derive_seed, isolated
@@ -29,7 +29,9 @@ def build_groups(posterior: Posterior) -> Any:
     target, units, z = posterior.target, posterior.units, posterior.draws.z
     groups: dict[str, dict[str, np.ndarray]] = {"posterior": _constrained(posterior)}
     groups["sample_stats"] = posterior.draws.stats
-    if target.joint:
+    if target.empty:
+        pass  # no rows, so no log likelihood by row, and nothing to compare with replicates
+    elif target.joint:
         warnings.warn(
             f"{target.name}: one joint observation of all rows has no pointwise log likelihood, so 'log_likelihood' is "
             "left out and az.loo refuses.",
@@ -39,7 +41,7 @@ def build_groups(posterior: Posterior) -> Any:
         groups["log_likelihood"] = _log_likelihood(posterior)
     prior = prior_draws(target, units, PRIOR_DRAWS, derive_seed(posterior.seed, "prior"))
     if prior is not None:
-        groups["prior"], groups["prior_predictive"] = prior
+        groups["prior"], groups["prior_predictive"] = prior[0], {} if target.empty else prior[1]
     else:
         warnings.warn(
             f"{target.name}: a prior is improper, so 'prior' and 'prior_predictive' are left out.", stacklevel=2
@@ -47,6 +49,7 @@ def build_groups(posterior: Posterior) -> Any:
     name = "y"
     if target.predicted is not None:
         name = target.predicted.name
+    if target.predicted is not None and not target.empty:
         seed = derive_seed(posterior.seed, "posterior predictive")
         groups["posterior_predictive"] = {name: predictive_draws(target, units, z.to(target.device), target.x, seed)}
     groups["function_space"] = function_space(target, units, z)
@@ -86,19 +89,24 @@ def _names(posterior: Posterior, groups: dict[str, dict[str, np.ndarray]]) -> tu
     target, data = posterior.target, posterior.data
     sites = {s.name: s.dims for s in target.sites}
     extra = [f"output_{i}" for i in range(1, 8)]
+    f, predicted = groups["function_space"].get("f"), target.predicted
+    by_class = f is not None and predicted is not None and f.ndim - 2 > len(predicted.shape)  # an axis that y lacks
+    watched = ["class"] if by_class else extra
     row_dims = {name: ("row", *extra) for name in ("y", *(o.name for o in target.observed))}
     dims: dict[str, dict[str, tuple[str, ...]]] = {"posterior": sites, "prior": sites}
     for group in ("log_likelihood", "posterior_predictive", "prior_predictive", "observed_data"):
         lead = 0 if group == "observed_data" else 2
         dims[group] = {k: row_dims[k][: v.ndim - lead] for k, v in groups.get(group, {}).items()}
     dims["function_space"] = {
-        k: ("probe", *extra)[: v.ndim - 2] if k == "f" else tuple(extra[: v.ndim - 2])
+        k: ("probe", *watched)[: v.ndim - 2] if k == "f" else tuple(extra[: v.ndim - 2])
         for k, v in groups["function_space"].items()
     }
     dims["constant_data"] = {
         k: ("probe",) if k == "probe_row" else ("row", *_input_dims(k, v)) for k, v in groups["constant_data"].items()
     }
     coords: dict[str, Any] = {"row": np.arange(data.n), "probe": probe_rows(data.n)}
+    if data.classes is not None:
+        coords["class"] = labels.as_list(data.classes)
     if data.columns is not None:
         coords["feature"] = list(data.columns)
     return dims, coords

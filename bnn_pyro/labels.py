@@ -42,8 +42,12 @@ def learn_classes(y: Any, where: str, count: int | None = None) -> tuple[np.ndar
         classes = _one_kind(np.asarray(categories, dtype=object), where, "category")
         codes = pd.Categorical(y).codes
         _refuse_missing(codes == -1, where)
-    if len(codes) == 0:
-        raise DataError(f"{where}: expected at least one label, got none.")
+    if len(codes) == 0 and categories is None:
+        if count is None:
+            raise DataError(
+                f"{where}: expected at least one label, got none. A pandas Categorical declares classes without rows."
+            )
+        classes, codes = np.arange(count), np.zeros(0, dtype=np.int64)
     if count is not None and count != len(classes):
         if not (categories is None and _within(classes, count)):
             raise _wrong_count(classes, count, where)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution
 from torch.distributions.transforms import Transform
+from torch.nn.functional import softplus
 
 from bnn_pyro.errors import ModelError
 
@@ -68,12 +69,37 @@ def mean_and_variance(fn: Distribution, where: str) -> tuple[Tensor, Tensor]:
     return mean.expand(shape), variance.expand(shape)
 
 
-def no_mean(fn: Any, where: str) -> ModelError:
-    """The error for a likelihood whose mean and variance are asked for and do not exist."""
+def class_count(fn: Any) -> int | None:
+    """Number of classes where y is a label 0, 1, ... for each row (Categorical, Bernoulli and kin), else None."""
+    if len(fn.event_shape) or len(fn.batch_shape) != 1:
+        return None
+    base = _unwrapped(fn)
+    if isinstance(base, Bernoulli):
+        return 2
+    return int(base.param_shape[-1]) if isinstance(base, Categorical) else None
+
+
+def class_log_probs(fn: Any) -> Tensor:
+    """Log probability of each class by row, (n, k) float64, for a likelihood that ``class_count`` knows."""
+    base = _unwrapped(fn)
+    if isinstance(base, Bernoulli):
+        logits = base.logits.double()
+        log_probs = torch.stack([-softplus(logits), -softplus(-logits)], -1)
+    else:
+        log_probs = torch.log_softmax(base.logits.double(), -1)
+    return log_probs.expand(*fn.batch_shape, log_probs.shape[-1])
+
+
+def _unwrapped(fn: Any) -> Any:
     while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         fn = fn.base_dist
+    return fn
+
+
+def no_mean(fn: Any, where: str) -> ModelError:
+    """The error for a likelihood whose mean and variance are asked for and do not exist."""
     return ModelError(
-        f"{where}: expected a likelihood with a mean and a variance, got {type(fn).__name__}, which has none. "
+        f"{where}: expected a likelihood with a mean and a variance, got {type(_unwrapped(fn)).__name__}, which has none. "
         "Its draws are in posterior.idata's posterior_predictive."
     )
 

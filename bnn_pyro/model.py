@@ -26,9 +26,23 @@ class Model:
         return self.card is not None
 
     @property
+    def task(self) -> str | None:
+        """``"regression"``, ``"classification"`` (y are labels), or None where the program alone knows."""
+        return self.card.task if self.card else None
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes the labels have to have; None for any number, which ``for_data`` learns."""
+        return getattr(self, "classes", None)
+
+    @property
     def real_targets(self) -> bool:
         """Whether y is a real number with units, so that it may be standardised."""
-        return self.card is not None and self.card.task == "regression"
+        return self.task == "regression"
+
+    def for_data(self, data: Any) -> Model:
+        """This model with what it takes from the training rows, such as the number of classes; called by ``fit``."""
+        return self
 
     def model(self, x: Any, y: Any = None) -> Any:
         """The Pyro program."""

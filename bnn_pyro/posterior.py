@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from bnn_pyro.data import Data, Units, collect, inputs_to_tensors
+from bnn_pyro import labels
+from bnn_pyro.class_prediction import ClassPrediction, counts_classes, predict_classes
+from bnn_pyro.data import Data, collect, inputs_to_tensors
 from bnn_pyro.diagnose import Verdict, diagnose
 from bnn_pyro.draws import Draws
-from bnn_pyro.errors import OptionError, ShapeError
+from bnn_pyro.errors import ModelError, OptionError, ShapeError
 from bnn_pyro.groups import build_groups
 from bnn_pyro.inference import Method
 from bnn_pyro.isolation import check_seed, derive_seed
 from bnn_pyro.model import Model
 from bnn_pyro.prediction import Prediction, log_predictive_density, predict
-from bnn_pyro.scores import regression_scores
+from bnn_pyro.scores import score
 from bnn_pyro.target import Target
+from bnn_pyro.units import Units
 
 VERSIONS = ("bnn-pyro", "torch", "pyro-ppl", "arviz", "numpy")
 
@@ -79,8 +82,10 @@ class Posterior:
             **info,
         }
 
-    def predict(self, x: Any, seed: int | None = None) -> Prediction:
+    def predict(self, x: Any, seed: int | None = None) -> Prediction | ClassPrediction:
         """The posterior predictive at rows x, given in original units and with the columns of the training rows.
+
+        A ``Prediction`` (mean, sd, intervals), or a ``ClassPrediction`` (class probabilities) where y is a label.
 
         Args:
             seed: Of the noise in ``draws``; None derives it from the fit's, so that the same call gives the same numbers.
@@ -91,19 +96,27 @@ class Posterior:
         if seed is not None:
             check_seed(seed)
         seed = derive_seed(self.seed if seed is None else seed, "predict")
-        return predict(self.target, self.units, self.draws.z.to(self.target.device), inputs, seed)
+        z = self.draws.z.to(self.target.device)
+        classes = self._classes(inputs)
+        if classes is None:
+            return predict(self.target, self.units, z, inputs, seed)
+        return predict_classes(self.target, self.units, z, inputs, seed, classes)
 
     def log_predictive_density(self, x: Any, y: Any) -> np.ndarray:
         """Pointwise log density of the predictive mixture at held-out rows, original units: (n,) nats."""
         self._check_rows_fixed()
         z = self.draws.z.reshape(-1, self.draws.z.shape[-1]).to(self.target.device)
-        return log_predictive_density(self.target, self.units, z, self._inputs(x), y)
+        inputs = self._inputs(x)
+        classes = self._classes(inputs)
+        if classes is not None:
+            y = labels.encode(y, classes, f"{self.model.name}, y")
+        return log_predictive_density(self.target, self.units, z, inputs, y)
 
     def score(self, x: Any, y: Any = None) -> dict[str, tuple[float, float]]:
-        """Scores on held-out rows with standard errors: see ``bnn_pyro.scores.regression_scores``."""
+        """Scores on held-out rows with standard errors, by name: see ``bnn_pyro.scores``."""
         if y is None:
             x, y = x.x, x.y
-        return regression_scores(self.predict(x), y, pointwise=not self.target.joint)
+        return score(self.predict(x), y, pointwise=not self.target.joint)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -125,8 +138,21 @@ class Posterior:
 
         return save_run(self, directory, overwrite=overwrite, extra=extra or {})
 
+    def _classes(self, inputs: Any) -> np.ndarray | None:
+        """The labels that the likelihood tells apart; 0, 1, ... for a user's program, None where y is no label."""
+        if self.target.predicted is None:
+            return None
+        count = counts_classes(self.target, self.draws.z[0, 0].to(self.target.device), inputs)
+        known = self.data.classes
+        if count is not None and known is not None and count != len(known):
+            raise ModelError(
+                f"{self.model.name}: expected a likelihood of {len(known)} classes, as the labels have, got one of {count}. "
+                "Let for_data give the model their number."
+            )
+        return np.arange(count) if count is not None and known is None else known
+
     def _inputs(self, x: Any) -> Any:
-        given = collect(x, where=f"{self.model.name}, predict")
+        given = collect(x, where=f"{self.model.name}, predict", like=self.data)
         _check_like(self.data, given, self.model.name)
         floating = self.model.card is not None
         x = _of_kind(self.data.x, given.x)
@@ -146,11 +172,6 @@ def _check_like(training: Data, given: Data, name: str) -> None:
     if isinstance(training.x, dict) != isinstance(given.x, dict):
         kinds = ["a dict" if isinstance(d.x, dict) else "an array" for d in (training, given)]
         raise ShapeError(f"{where}: expected x as {kinds[0]}, as in fit, got {kinds[1]}.")
-    if training.columns and given.columns and training.columns != given.columns:
-        raise ShapeError(
-            f"{where}: expected columns {list(training.columns)}, as in fit, got {list(given.columns)}. "
-            "Select them by name: x[[...]]."
-        )
     pairs: list[tuple[str, Any, Any]] = [("x", training.x, given.x)]
     if isinstance(training.x, dict) and isinstance(given.x, dict):
         pairs = [(f"x[{k!r}]", v, given.x.get(k)) for k, v in training.x.items()]

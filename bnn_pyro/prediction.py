@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from bnn_pyro.batching import map_draws
-from bnn_pyro.data import Units, rows
+from bnn_pyro.data import rows
 from bnn_pyro.errors import ModelError, OptionError, ShapeError
 from bnn_pyro.isolation import isolated
 from bnn_pyro.likelihoods import has_mean, mean_and_variance, no_mean, split
 from bnn_pyro.target import Target
+from bnn_pyro.units import Units
 
 COLUMN_BLOCK = 32 * 2**20  # bytes of a float64 copy when moments and quantiles are taken over draws
 
@@ -79,7 +80,7 @@ def predict(target: Target, units: Units, z: Tensor, x: Any, seed: int, block: i
     """The prediction of draws z (chain, draw, dim) at rows x, given in the units that the program sees.
 
     Memory: the two arrays of draws, plus ``batching.MEMORY_BUDGET`` and some. Noise does not depend on ``block``.
-    Raises: ModelError for a likelihood without a mean, such as a categorical one.
+    Raises: ModelError for a likelihood without a mean, such as a Cauchy one. Classes: see ``class_prediction``.
     """
     where = f"{target.name}, predict"
     with isolated(dtype=target.dtype), torch.no_grad():
@@ -123,23 +124,37 @@ def _walk(
 
     ``moments`` names the caller where means and variances are wanted; else they are empty.
     """
+
+    def summarise(fn: Any) -> tuple[Tensor, ...]:
+        return mean_and_variance(fn, moments) if moments else ()
+
+    sd, mean = units.y_sd, units.y_mean
+    for start, said, ys in walk(target, flat, x, seed, block, summarise):
+        noisy = ys * sd + mean
+        if not moments:
+            yield start, np.empty(0), np.empty(0), noisy
+            continue
+        yield start, said[0] * sd + mean, said[1] * sd**2, noisy
+
+
+def walk(
+    target: Target, flat: Tensor, x: Any, seed: int, block: int | None, summarise: Callable[[Any], tuple[Tensor, ...]]
+) -> Iterator[tuple[int, list[np.ndarray], np.ndarray]]:
+    """By block of draws (draws, dim): index of the first, what ``summarise`` says of the distribution of y at rows x given
+    each, and a draw of y from each (draws, n), all float64 in the program's units."""
     made: list[Callable] = []
 
-    def conditional(one: Tensor) -> tuple[Any, list[Tensor]]:
+    def conditional(one: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         fn = target.forward(one, x)
         tensors, make = split(fn)
         made[:] = [make]
-        return (mean_and_variance(fn, moments) if moments else (torch.zeros(0), torch.zeros(0))), tensors
+        return summarise(fn), tensors
 
-    sd, mean = units.y_sd, units.y_mean
     with isolated(seed=seed, dtype=target.dtype), torch.no_grad():
-        for start, ((means, variances), tensors) in map_draws(conditional, flat, block):
-            ys = [made[0]([t[i] for t in tensors]).sample() for i in range(len(means))]  # in order, for any block
-            noisy = torch.stack(ys).cpu().double().numpy() * sd + mean
-            if not moments:
-                yield start, np.empty(0), np.empty(0), noisy
-                continue
-            yield start, means.cpu().double().numpy() * sd + mean, variances.cpu().double().numpy() * sd**2, noisy
+        for start, (said, tensors) in map_draws(conditional, flat, block):
+            count = len(tensors[0])
+            ys = [made[0]([t[i] for t in tensors]).sample() for i in range(count)]  # in order, for any block
+            yield start, [s.cpu().double().numpy() for s in said], torch.stack(ys).cpu().double().numpy()
 
 
 def log_predictive_density(

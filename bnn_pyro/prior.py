@@ -7,11 +7,40 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from bnn_pyro.data import Units
-from bnn_pyro.isolation import isolated
+from bnn_pyro.draws import Draws
+from bnn_pyro.errors import ModelError
+from bnn_pyro.inference import Prior
+from bnn_pyro.isolation import derive_seed, isolated
 from bnn_pyro.target import Run, Target
+from bnn_pyro.units import Units
 
 Arrays = dict[str, np.ndarray]
+
+
+def sample_prior(target: Target, method: Prior, seed: int) -> Draws:
+    """Independent draws of the prior as a chain of ``method.draws``. Raises: ModelError for an improper prior."""
+    rows: list[Tensor] = []
+    lp: list[float] = []
+    with isolated(seed=derive_seed(seed, "prior draws"), dtype=target.dtype), torch.no_grad():
+        for _ in range(method.draws):
+            run = Run(_sample, target.dtype, params=target.params)
+            try:
+                with run:
+                    target.program(target.x, target.y)
+            except NotImplementedError as error:
+                raise ModelError(
+                    f"{target.name}, inference='prior': expected priors that can be drawn from, got an improper one. Give "
+                    "every site a proper prior."
+                ) from error
+            z, log_jacobian = target.unconstrain(run.values)
+            rows.append(z)
+            lp.append(float(torch.stack(run.log_prior).sum() + log_jacobian))
+    return Draws(torch.stack(rows)[None].cpu(), stats={"lp": np.array(lp)[None]})
+
+
+def _sample(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
+    value = fn.sample().to(torch.get_default_dtype())  # a prior may have been built under another default dtype
+    return value, torch.zeros((), dtype=torch.float64)
 
 
 def prior_draws(target: Target, units: Units, draws: int, seed: int) -> tuple[Arrays, Arrays] | None:
@@ -23,9 +52,9 @@ def prior_draws(target: Target, units: Units, draws: int, seed: int) -> tuple[Ar
     observed: list[np.ndarray] = []
 
     def latent(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
-        value = fn.sample()
+        value, log_jacobian = _sample(name, fn)
         sites[name].append(value.cpu().numpy())
-        return value, torch.zeros((), dtype=torch.float64)
+        return value, log_jacobian
 
     with isolated(seed=seed, dtype=target.dtype), torch.no_grad():
         for _ in range(draws):

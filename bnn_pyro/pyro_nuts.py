@@ -108,6 +108,7 @@ def _one_chain(gradient: Gradient, method: NUTS, start: Tensor, bar: Any, label:
         params = kernel.sample(params)
         if done >= 0:
             rate = kernel._mean_accept_prob * (done + 1) - mean_before * done
+            rate = min(max(rate, 0.0), 1.0)  # taken from a running mean, so rounded
             kept.append(params["z"].detach().clone())
             diverged = len(kernel._divergences) > divergences
             lp = -float(kernel._potential_energy_last)  # type: ignore[arg-type]

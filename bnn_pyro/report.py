@@ -5,21 +5,18 @@ Drawn with matplotlib's objects on an Agg canvas: no pyplot, no global state.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import gaussian_kde
 
 from bnn_pyro import results
+from bnn_pyro.class_pictures import calibration, class_counts
+from bnn_pyro.class_prediction import ClassPrediction
+from bnn_pyro.drawing import BLUE, GREY, RED, density, moving_mean, new_figure, titled, write
 
-BLUE, ORANGE, GREY, RED = "#1f5fa8", "#d9822b", "#8a8a8a", "#b3261e"
 CHAINS = ("#1f5fa8", "#d9822b", "#2f8f5b", "#8e4fa8", "#b3261e", "#5c4a3d", "#c04f8b", "#6f6f6f")
-DPI = 120
 REPLICATES = 50  # of y, in the predictive check
 
 
@@ -34,16 +31,21 @@ def draw(directory: Path, posterior: Any, data: Any, prediction: Any) -> list[Pa
     name = f"{posterior.model.name} on {data.card.name} by {posterior.method.name}"
     unit = data.card.target
     figures: dict[str, Figure | None] = {}
-    if prediction is not None:
+    if isinstance(prediction, ClassPrediction):
+        figures["calibration.png"] = calibration(prediction, data.test.y, name)
+    elif prediction is not None:
         figures["predictions.png"] = predictions(prediction, np.asarray(data.test.y, dtype=np.float64), name, unit)
-    figures["ppc.png"] = predictive_check(posterior.idata, name, unit)
+    if posterior.data.classes is not None:
+        figures["ppc.png"] = class_counts(posterior, name, unit)
+    else:
+        figures["ppc.png"] = predictive_check(posterior.idata, name, unit)
     if posterior.draws.history:
         figures["elbo.png"] = elbo(
             posterior.draws.history, name, posterior.method.name == "map", posterior.units.y is not None
         )
     else:
         figures["trace.png"] = trace(posterior, name, unit)
-    return [_write(figure, directory / file) for file, figure in figures.items() if figure is not None]
+    return [write(figure, directory / file) for file, figure in figures.items() if figure is not None]
 
 
 def predictions(prediction: Any, y: np.ndarray, name: str, unit: str) -> Figure:
@@ -53,7 +55,7 @@ def predictions(prediction: Any, y: np.ndarray, name: str, unit: str) -> Figure:
     lower, upper = (bound[order] for bound in prediction.interval(0.9))
     rank = np.arange(1, len(y) + 1)
     inside = (y >= lower) & (y <= upper)
-    figure, (axes,) = _figure(9.0, 5.2, 1)
+    figure, (axes,) = new_figure(9.0, 5.2, 1)
     _band(axes, lower, upper, 0.16, "90 % interval of y: epistemic and aleatoric (weights and noise)")
     _band(axes, mean - 2 * sd, mean + 2 * sd, 0.42, "mean ± 2 epistemic sd (not knowing the weights)")
     axes.plot(rank, mean, color=BLUE, linewidth=1.8, label="predicted mean")
@@ -66,7 +68,7 @@ def predictions(prediction: Any, y: np.ndarray, name: str, unit: str) -> Figure:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.22 * (high - low))  # room for the legend
     share = f"{inside.sum()} of {len(y)} held-out rows lie in their 90 % interval"
-    return _titled(figure, f"Predictions: {name}", share)
+    return titled(figure, f"Predictions: {name}", share)
 
 
 def _band(axes: Any, lower: np.ndarray, upper: np.ndarray, alpha: float, label: str) -> None:
@@ -88,19 +90,19 @@ def predictive_check(idata: Any, name: str, unit: str) -> Figure | None:
     low, high = np.quantile(chosen, [0.002, 0.998])
     low, high = min(low, y.min()), max(high, y.max())
     grid = np.linspace(low - 0.08 * (high - low), high + 0.08 * (high - low), 400)
-    figure, (axes,) = _figure(8.0, 4.6, 1)
-    curves = np.array([_density(one, grid) for one in chosen])
+    figure, (axes,) = new_figure(8.0, 4.6, 1)
+    curves = np.array([density(one, grid) for one in chosen])
     for i, curve in enumerate(curves):
         label = f"{len(chosen)} replicates of y, one a draw" if i == 0 else None
         axes.plot(grid, curve, color=BLUE, alpha=0.22, linewidth=0.8, label=label)
     axes.plot(grid, curves.mean(0), color=BLUE, linewidth=2.0, linestyle="--", label="mean of the replicates")
-    axes.plot(grid, _density(y, grid), color="black", linewidth=2.2, label=f"observed y ({len(y)} training rows)")
+    axes.plot(grid, density(y, grid), color="black", linewidth=2.2, label=f"observed y ({len(y)} training rows)")
     axes.set_xlabel(f"{unit}, original units")
     axes.set_ylabel("density (smoothed)")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=9, frameon=False)
-    return _titled(
+    return titled(
         figure, f"Posterior predictive check: {name}", "does the model make data like those it was fitted to?"
     )
 
@@ -110,18 +112,19 @@ def trace(posterior: Any, name: str, unit: str) -> Figure:
     space = results.dataset(posterior.idata, "function_space")
     panels = _panels(posterior, space, unit)
     diverging = posterior.draws.stats.get("diverging")
-    figure, axes = _figure(10.0, 1.9 * len(panels) + 1.1, len(panels), columns=2, widths=(2.4, 1.0))
+    figure, axes = new_figure(10.0, 1.9 * len(panels) + 1.1, len(panels), columns=2, widths=(2.4, 1.0))
     for i, (label, axis_label, values) in enumerate(panels):
         left, right = axes[2 * i], axes[2 * i + 1]
         span = [np.nanmin(values), np.nanmax(values)]
         pad = 0.15 * (span[1] - span[0]) or 1.0
-        grid = np.linspace(span[0] - pad, span[1] + pad, 300)
+        low, high = (0.0, 1.0) if axis_label.startswith("P(") else (-np.inf, np.inf)  # a probability ends there
+        grid = np.linspace(max(span[0] - pad, low), min(span[1] + pad, high), 300)
         for chain, one in enumerate(values):
             color = CHAINS[chain % len(CHAINS)]
             left.plot(
                 np.arange(1, len(one) + 1), one, color=color, linewidth=0.6, alpha=0.75, label=f"chain {chain + 1}"
             )
-            right.plot(_density(one, grid), grid, color=color, linewidth=1.5)
+            right.plot(density(one, grid), grid, color=color, linewidth=1.5)
         if diverging is not None and diverging.any():
             where = np.flatnonzero(diverging.any(axis=0)) + 1
             left.plot(
@@ -138,7 +141,7 @@ def trace(posterior: Any, name: str, unit: str) -> Figure:
     axes[-2].set_xlabel("draw after warmup")
     axes[-1].set_xlabel("density (smoothed)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=9, frameon=False)
-    return _titled(figure, f"Traces in function space: {name}", "chains that agree lie on top of each other")
+    return titled(figure, f"Traces in function space: {name}", "chains that agree lie on top of each other")
 
 
 def _panels(posterior: Any, space: Any, unit: str) -> list[tuple[str, str, np.ndarray]]:
@@ -154,14 +157,17 @@ def _panels(posterior: Any, space: Any, unit: str) -> list[tuple[str, str, np.nd
         panels.append((f"noise scale{r_hat('noise_scale')}", f"{unit},\noriginal units", space["noise_scale"].values))
     else:
         panels.append((f"log prior{r_hat('log_prior')}", "nats", space["log_prior"].values))
+    classes = posterior.data.classes
+    axis = f"{unit},\noriginal units" if classes is None else f"P({classes[1]})"
+    what = "network's mean" if classes is None else f"probability of {classes[1]}"
     if "f" in space and space["f"].ndim == 3:
         rows = [f"f[{label}]" for label in space["probe"].values]
         by_r_hat = np.argsort(np.nan_to_num(table["r_hat"].loc[rows].to_numpy(), nan=-1.0), kind="stable")
-        for i, what in ((by_r_hat[-1], "the largest"), (by_r_hat[len(rows) // 2], "the median")):
+        for i, place in ((by_r_hat[-1], "the largest"), (by_r_hat[len(rows) // 2], "the median")):
             shown = r_hat(rows[i])
-            said = f"{shown}: {what} of {len(rows)} rows watched" if shown else ""
-            panels.append((f"network's mean at training row {space['probe'].values[i]}{said}",
-                           f"{unit},\noriginal units", space["f"].values[:, :, i]))  # fmt: skip
+            said = f"{shown}: {place} of {len(rows)} rows watched" if shown else ""
+            label = f"{what} at training row {space['probe'].values[i]}{said}"
+            panels.append((label, axis, space["f"].values[:, :, i]))
     return panels
 
 
@@ -173,10 +179,10 @@ def elbo(history: dict[str, np.ndarray], name: str, point: bool = False, standar
         "kl": "minus log prior" if point else "KL divergence of the guide from the prior",
     }
     shown = [(history[key], label) for key, label in labels.items() if key in history]
-    figure, axes = _figure(9.0, 2.1 * len(shown) + 1.0, len(shown))
+    figure, axes = new_figure(9.0, 2.1 * len(shown) + 1.0, len(shown))
     for one, (values, label) in zip(axes, shown, strict=True):
         steps, window = np.arange(1, len(values) + 1), max(1, len(values) // 50)
-        smooth = _moving_mean(values, window)
+        smooth = moving_mean(values, window)
         one.plot(steps, values, color=GREY, linewidth=0.5, alpha=0.45, label="each step")
         one.plot(steps[len(steps) - len(smooth) :], smooth, color=BLUE, linewidth=1.8,
                  label=f"running mean of {window} steps")  # fmt: skip
@@ -193,48 +199,4 @@ def elbo(history: dict[str, np.ndarray], name: str, point: bool = False, standar
     axes[0].legend(fontsize=8.5, loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
     units = "standard" if standard else "original"
     about = f"y in {units} units; the axes show the settled part, where the curve should be flat at the end"
-    return _titled(figure, f"{'Objective' if point else 'ELBO'}: {name}", about)
-
-
-def _figure(width: float, height: float, rows: int, columns: int = 1, widths: Any = None) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"width_ratios": widths} if widths else None)
-    axes = list(grid.ravel())
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(color="#e6e6e6", linewidth=0.6)
-        one.set_axisbelow(True)
-        one.tick_params(labelsize=9)
-    return figure, axes
-
-
-def _titled(figure: Figure, title: str, below: str) -> Figure:
-    figure.suptitle(f"{title}\n{below}", fontsize=11)
-    return figure
-
-
-def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """A Gaussian kernel density, or zero everywhere for values that are all (nearly) the same or not finite."""
-    values = values[np.isfinite(values)]
-    if len(values) < 2 or np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())):
-        return np.zeros_like(grid)
-    return gaussian_kde(values)(grid)
-
-
-def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    total = np.cumsum(np.concatenate([[0.0], values]))
-    return (total[window:] - total[:-window]) / window
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    """The picture under a temporary name, then renamed, so that it is there whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".png", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
-        os.replace(name, path)
-    finally:
-        if os.path.exists(name):
-            os.unlink(name)
-    return path
+    return titled(figure, f"{'Objective' if point else 'ELBO'}: {name}", about)

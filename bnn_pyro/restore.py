@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from bnn_pyro import results
-from bnn_pyro.data import Data, Units
+from bnn_pyro import labels, results
+from bnn_pyro.data import Data
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError, RunError
 from bnn_pyro.files import NETCDF, STATE, method_from, model_from
 from bnn_pyro.fitting import DTYPES, make_target
+from bnn_pyro.frames import Encoding
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.target import Observation, Target
+from bnn_pyro.units import Units
 
 
 def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
@@ -72,7 +74,9 @@ def _data(idata: Any, content: dict[str, Any]) -> Data:
     (y,) = {str(k): v.values for k, v in observed.data_vars.items()}.values()
     about = content["data"]
     x: np.ndarray | dict[str, np.ndarray] = arrays if about["x_is_dict"] else arrays["x"]
-    return Data(x, y, tuple(about["columns"]) or None, about["target"] or None)
+    encoding = Encoding.from_table(about["encoding"]) if "encoding" in about else None
+    classes = labels.from_list(about["classes"]) if "classes" in about else None
+    return Data(x, y, tuple(about["columns"]) or None, about["target"] or None, encoding, classes)
 
 
 def _units(tensors: dict[str, Any]) -> Units:

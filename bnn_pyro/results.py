@@ -216,6 +216,34 @@ def summary(idata: Any, group: str = "posterior", var_names: Sequence[str] | Non
     return pd.DataFrame(table).astype(np.float64)
 
 
+def compare(runs: Mapping[str, Any]) -> pd.DataFrame:
+    """``arviz.compare`` by PSIS-LOO of two or more posteriors of the same rows, the best first, a row for each name.
+
+    Returns: Columns ``rank``; ``elpd_loo``, ``se``, ``p_loo`` (nats, summed over rows; higher elpd is better); ``elpd_diff``
+        to the best and its error ``dse``; stacking ``weight``; ``high_k``, the share of rows whose Pareto k is above 0.7,
+        where PSIS cannot be relied on.
+    Raises: DataError for a posterior without a pointwise log likelihood, or with another number of rows.
+    """
+    for name, idata in runs.items():
+        if "log_likelihood" not in group_names(idata):
+            raise DataError(
+                f"compare, {printable(name)}: expected a pointwise log likelihood, got none. LOO needs observations inside "
+                "pyro.plate('data', ...)."
+            )
+    with _quiet():
+        loos = {name: az.loo(idata, pointwise=True) for name, idata in runs.items()}
+    sizes = {name: loo.n_data_points for name, loo in loos.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"compare: expected posteriors of the same rows, got {sizes} rows. Fit them to one data set.")
+    with _quiet():
+        exact: Any = {} if _INFERENCE_DATA else {"round_to": "none"}  # 1.x rounds
+        table = az.compare(loos, **exact)
+    table = table.rename(columns={"elpd": "elpd_loo", "p": "p_loo"})  # as 1.x calls them
+    table["high_k"] = [float((np.asarray(loos[str(name)].pareto_k) > 0.7).mean()) for name in table.index]
+    kept = ["rank", "elpd_loo", "se", "p_loo", "elpd_diff", "dse", "weight", "high_k"]
+    return pd.DataFrame(table[kept]).astype({name: np.float64 for name in kept[1:]})
+
+
 def _dataset(
     group: str,
     variables: Mapping[str, ArrayLike],

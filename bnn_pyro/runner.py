@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnn_pyro.errors import OptionError, RunError, printable, unknown
+from bnn_pyro.errors import RunError, printable, unknown
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a ``fit`` command asks for, checked; nothing has been computed or written."""
+    """What a ``fit`` command asks for, checked; the data have been read, nothing has been computed or written."""
 
     model: Any
     method: Any
-    data: str
+    data: Any  # a DataSet
+    source: dict[str, Any]  # where the data came from, for run.toml
     out: Path
     overwrite: bool
     settings: dict[str, Any]
@@ -39,45 +40,43 @@ def plan(
     sets: Iterable[str] = (),
     out: str | None = None,
     overwrite: bool = False,
+    table: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Plan:
-    """Checks everything that a name, a number or a path can be wrong about.
+    """Checks everything that a name, a number, a path or the data can be wrong about.
 
     Args:
         sets: Pieces of ``--set``, such as ``"hidden=8,8"``.
         out: The run directory; None chooses ``runs/<model>-<data>-<inference>``, with a number if that is taken.
+        table: How the data are read: see ``sources.open_data``.
         settings: Of ``bnn_pyro.fit``.
     Raises: BNNError, before anything is computed or written.
     """
-    from bnn_pyro.datasets import dataset_card
     from bnn_pyro.files import check_new_run
     from bnn_pyro.inference import METHODS, make_method
     from bnn_pyro.options import parse_sets
     from bnn_pyro.registry import get_model, model_class
+    from bnn_pyro.sources import check_rows, open_data
 
     kind = model_class(model)
     card = kind.card
-    about = dataset_card(card.dataset if data is None else data)
     if inference not in METHODS:
         raise unknown("inference", inference, METHODS, f"bnn-pyro show {model} lists them.")
-    if about.task != card.task:
-        raise OptionError(
-            f"{model}: expected data for {card.task}, got {about.name!r}, which is for {about.task}. "
-            "bnn-pyro datasets lists all."
-        )
     hyperparameters, options = parse_sets(sets, kind, METHODS[inference], model)
     made = get_model(model, **hyperparameters)
     method = make_method(inference, options)
     _check_settings(**settings)
-    directory = default_directory(model, about.name, inference, overwrite) if out is None else out
+    rows, source = open_data(card.dataset if data is None else data, card.task, model, **(table or {}))
+    check_rows(made, rows, settings.get("missing", "refuse"))
+    directory = default_directory(model, source["name"], inference, overwrite) if out is None else out
     if any(not c.isprintable() for c in str(directory)):
         raise RunError(f"--out: expected a path without control characters, got {printable(str(directory))}.")
-    return Plan(made, method, about.name, check_new_run(directory, overwrite), overwrite, settings)
+    return Plan(made, method, rows, source, check_new_run(directory, overwrite), overwrite, settings)
 
 
 def default_directory(model: str, data: str, inference: str, overwrite: bool = False) -> str:
     """``runs/<model>-<data>-<inference>``, or that with -2, -3, ... where it is taken."""
-    name = f"runs/{model}-{data.replace('/', '_')}-{inference}"
+    name = f"runs/{model}-{data.replace('/', '_').partition('.')[0]}-{inference}"
     if overwrite or not os.path.lexists(name):
         return name
     number = 2
@@ -88,31 +87,38 @@ def default_directory(model: str, data: str, inference: str, overwrite: bool = F
 
 def carry_out(plan: Plan, pictures: bool = True, warn: Callable[[str], None] = print) -> Finished:
     """Fits, scores the held-out rows, writes the run directory, and draws its pictures."""
-    from bnn_pyro.datasets import load_dataset
     from bnn_pyro.files import read_toml
-    from bnn_pyro.scores import regression_scores
 
-    data = load_dataset(plan.data)
-    posterior = plan.model.fit(data.train, inference=plan.method, **plan.settings)
-    prediction, scores = None, {}
-    if data.card.task == "regression":
-        prediction = posterior.predict(data.test.x)
-        scores = {k: {"value": v, "stderr": e} for k, (v, e) in regression_scores(prediction, data.test.y).items()}
-        for kind in ("epistemic", "aleatoric"):
-            scores[f"test_{kind}_sd"] = {"value": float((getattr(prediction, kind) ** 0.5).mean())}
-    extra = {
-        "scores": scores,
-        "dataset": {"name": plan.data, "test_rows": len(data.test), "target": data.card.target},
-    }
+    posterior = plan.model.fit(plan.data.train, inference=plan.method, **plan.settings)
+    prediction, scores = held_out(posterior, plan.data.test)
+    extra = {"scores": scores, "dataset": plan.source}
     path = posterior.save(plan.out, overwrite=plan.overwrite, extra=extra)
     if pictures:
         from bnn_pyro import report
 
         try:
-            report.draw(path, posterior, data, prediction)
+            report.draw(path, posterior, plan.data, prediction)
         except OSError as error:
             warn(f"{path}: the run is saved, but a picture could not be written: {error.strerror or error}.")
     return Finished(path, posterior, read_toml(path))
+
+
+def held_out(posterior: Any, test: Any) -> tuple[Any, dict[str, Any]]:
+    """The prediction of the test rows, and its scores as run.toml keeps them; None and none without such rows."""
+    from bnn_pyro.class_prediction import ClassPrediction
+    from bnn_pyro.scores import score
+
+    if not len(test):
+        return None, {}
+    prediction = posterior.predict(test.x)
+    scores: dict[str, Any] = {k: {"value": v, "stderr": e} for k, (v, e) in score(prediction, test.y).items()}
+    for kind in ("epistemic", "aleatoric"):
+        values = getattr(prediction, kind)
+        if isinstance(prediction, ClassPrediction):
+            scores[f"test_{kind}_nats"] = {"value": float(values.mean())}
+        else:
+            scores[f"test_{kind}_sd"] = {"value": float((values**0.5).mean())}
+    return prediction, scores
 
 
 def read(directory: str) -> Finished:

@@ -7,6 +7,7 @@ without ``.to_event`` or a likelihood outside its plate is scaled wrongly in min
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,6 +76,21 @@ def build_target(
             action = f"{name}: the program failed on {shapes.split(' and ')[0]} and y=None, as prediction runs it"
             _run(None, lambda: target.conditional(draw_from_prior, x), action)
     return target
+
+
+def build_empty_target(program: Program, x: Inputs, y: Tensor, **more: Any) -> Target:
+    """``build_target`` for no rows: the prior. Pyro has no plate of size 0, so one row of zeros stands in, uncounted.
+
+    Its y is 0, or 1 where the likelihood gives 0 no density.
+    """
+    one = (
+        {k: v.new_zeros(1, *v.shape[1:]) for k, v in x.items()} if isinstance(x, dict) else x.new_zeros(1, *x.shape[1:])
+    )
+    try:
+        target = build_target(program, one, y.new_zeros(1, *y.shape[1:]), **more)
+    except DataError:
+        target = build_target(program, one, y.new_ones(1, *y.shape[1:]), **more)
+    return replace(target, empty=True)
 
 
 def _check_observes_y(structure: _Structure, y: Tensor) -> None:

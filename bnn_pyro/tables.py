@@ -18,9 +18,17 @@ COLUMNS = (17, 9, 8, 10, 10, 9, 9, 7)
 SCORES = {
     "test_rmse": ("test RMSE", "lower is better; ± one standard error"),
     "test_lpd": ("log predictive density", "nats a row; higher is better"),
+    "test_coverage_50": ("inside 50 % interval", "share of rows; should be near 0.5"),
     "test_coverage_90": ("inside 90 % interval", "share of rows; should be near 0.9"),
+    "test_coverage_95": ("inside 95 % interval", "share of rows; should be near 0.95"),
     "test_epistemic_sd": ("epistemic sd, mean", "of the weights: more data removes it"),
     "test_aleatoric_sd": ("aleatoric sd, mean", "of the noise: more data leaves it"),
+    "test_accuracy": ("accuracy", "share of rows; ± one standard error"),
+    "test_nll": ("negative log prob.", "nats a row; lower is better"),
+    "test_brier": ("Brier score", "0 to 2; lower is better"),
+    "test_ece": ("calibration error", "ECE, 15 bins; lower is better"),
+    "test_epistemic_nats": ("epistemic, mean", "nats, of the weights: more data removes it"),
+    "test_aleatoric_nats": ("aleatoric, mean", "nats, of the labels: more data leaves it"),
 }
 
 
@@ -41,23 +49,30 @@ def summary_json(run: Finished) -> dict[str, Any]:
     return {**run.content, "directory": str(run.path), "pictures": pictures(run), "summary": rows}
 
 
-def comparison_page(runs: Sequence[Finished]) -> str:
-    """One column a run: scores, spread, cost, verdict."""
-    table = [["", *(run.content["inference"]["name"] for run in runs)]]
+def comparison_page(runs: Sequence[Finished], names: Sequence[str] | None = None) -> str:
+    """One column a run (three beside each other, others below): scores, spread, cost, verdict."""
+    heads = list(names) if names is not None else [run.content["inference"]["name"] for run in runs]
+    blocks = [_side_by_side(runs[i : i + 3], heads[i : i + 3], all_runs=runs) for i in range(0, len(runs), 3)]
+    return "\n\n".join(blocks)
+
+
+def _side_by_side(runs: Sequence[Finished], heads: Sequence[str], all_runs: Sequence[Finished]) -> str:
+    width = (WIDTH - 26) // len(runs) if len(runs) > 2 else 20
+    table = [["", *(head if len(head) < width else "…" + head[2 - width :] for head in heads)]]
     for key, (label, _) in SCORES.items():
-        cells = [run.content.get("scores", {}).get(key) for run in runs]
-        if any(cells):
-            table.append([label, *(_plus_minus(cell) if cell else "-" for cell in cells)])
+        if any(key in run.content.get("scores", {}) for run in all_runs):
+            cells = [run.content.get("scores", {}).get(key) for run in runs]
+            table.append([label, *(plus_minus(cell) if cell else "-" for cell in cells)])
     infos = [run.content["fit"]["info"] for run in runs]
     table.append(["gradients", *(str(info.get("gradient_evaluations", "-")) for info in infos)])
     table.append(["seconds", *(f"{info['wall_time']:.1f}" for info in infos)])
     table.append(["verdict", *(run.content["verdict"]["verdict"] for run in runs)])
-    return _aligned(table, [28, *[20] * len(runs)])
+    return aligned(table, [26, *[width] * len(runs)])
 
 
 def pictures(run: Finished) -> list[str]:
     """Names of the pictures in a run directory, in the order in which they are worth looking at."""
-    names = ("predictions.png", "ppc.png", "trace.png", "elbo.png")
+    names = ("predictions.png", "calibration.png", "ppc.png", "trace.png", "elbo.png")
     return [name for name in names if (run.path / name).is_file()]
 
 
@@ -67,7 +82,9 @@ def fit_command(content: dict[str, Any], changes: dict[str, Any] | None = None, 
     from bnn_pyro.registry import model_class
 
     name, method, fit = content["model"]["name"], content["inference"]["name"], content["fit"]
-    words = ["bnn-pyro", "fit", name, "--data", content.get("dataset", {}).get("name", "DATA"), "--inference", method]
+    about = content.get("dataset", {})
+    words = ["bnn-pyro", "fit", name, "--data", about.get("name", "DATA"), *about.get("arguments", ())]
+    words += ["--inference", method]
     sets: dict[str, Any] = {}
     for kind, given in (
         (model_class(name), content["model"]["hyperparameters"]),
@@ -75,6 +92,8 @@ def fit_command(content: dict[str, Any], changes: dict[str, Any] | None = None, 
     ):
         usual = options.defaults(kind)
         sets |= {k: v for k, v in given.items() if options.as_text(v) != options.as_text(usual.get(k))}
+    if "classes" in sets and sets["classes"] == len(content["data"].get("classes", ())):
+        del sets["classes"]  # the labels say so
     for key, value in (sets | (changes or {})).items():
         words += ["--set", f"{key}={options.as_text(value)}"]
     words += ["--seed", str(fit["seed"])] if fit["seed"] else []
@@ -114,7 +133,7 @@ def _head(run: Finished) -> str:
     what += [f"backend {info['backend']}"] if "backend" in info else []
     what += [f"guide {info['guide']}"] if "guide" in info else []
     lines = [
-        _title(f"{content['model']['name']} on {about.get('name', 'data')} by {content['inference']['name']}"),
+        title(f"{content['model']['name']} on {about.get('name', 'data')} by {content['inference']['name']}"),
         wrapped(
             f"{draws.z.shape[-1]} latent numbers; {_assignments(content['model']['hyperparameters'])}", "  model      "
         ),
@@ -134,29 +153,37 @@ def _function_space(run: Finished) -> str:
         f = table.loc[at_rows]
         if run.posterior.method.exact and f["r_hat"].notna().any():
             shown = [f["r_hat"].idxmax()]
-            note = (
-                f"{shown[0]} is the network's mean at that training row: of {len(f)} rows watched, the largest R-hat. "
-            )
+            note = f"{shown[0]} is {_what_f_is(run)}: of {len(f)} watched, the largest R-hat. "
         else:
             shown = list(dict.fromkeys([f["mean"].idxmin(), f["mean"].idxmax()]))
-            note = f"f is the network's mean at a training row: of {len(f)} watched, the smallest and the largest. "
+            note = f"f is {_what_f_is(run)}: of {len(f)} watched, the smallest and the largest. "
     target = run.content["data"]["target"] or "y"
-    if at_rows:
+    if "noise_scale" in others:
         note += f"f and noise_scale are in units of {target}; "
     note += f"log_likelihood in nats, y in its own units; log_prior and norms (sums of squares) {_units(run)}."
-    columns = _aligned(_rows(run, table.loc[[*shown, *others]]), COLUMNS)
-    return f"{_title('Function space')}\n{columns}\n{wrapped(note, '  ')}"
+    columns = aligned(_rows(run, table.loc[[*shown, *others]]), COLUMNS)
+    return f"{title('Function space')}\n{columns}\n{wrapped(note, '  ')}"
+
+
+def _what_f_is(run: Finished) -> str:
+    classes = run.posterior.data.classes
+    if classes is None:
+        return "the network's mean at a training row"
+    if len(classes) == 2:
+        return f"the probability of {classes[1]} at a training row"
+    return "the probability of a class, f[row, class], at a training row"
 
 
 def _scalars(run: Finished) -> str:
     table = _scalar_table(run)
     if table is None:
         return ""
-    return f"{_title(f'Scalar sites of the posterior, {_units(run)}')}\n{_aligned(_rows(run, table), COLUMNS)}"
+    return f"{title(f'Scalar sites of the posterior, {_units(run)}')}\n{aligned(_rows(run, table), COLUMNS)}"
 
 
 def _units(run: Finished) -> str:
-    return "in standard units" if run.posterior.units.y is not None else "in the program's own units"
+    units = run.posterior.units
+    return "in standard units" if units.y is not None or units.x else "in the program's own units"
 
 
 def _scalar_table(run: Finished) -> Any:
@@ -187,7 +214,7 @@ def _cell(column: str, value: float) -> str:
         return "-" if math.isnan(value) else str(value)
     if column.startswith("ess"):
         return f"{value:.0f}"
-    return f"{value:.3f}" if column == "r_hat" else _number(value)
+    return f"{value:.3f}" if column == "r_hat" else number(value)
 
 
 def _scores(run: Finished) -> str:
@@ -196,20 +223,25 @@ def _scores(run: Finished) -> str:
         return ""
     target = run.content["data"]["target"] or "y"
     about = run.content["dataset"]
+    units = "" if "test_accuracy" in scores else ", in original units"
+    head = title(f"Held-out part of {about['name']} ({about['test_rows']} rows; target {target}{units})")
+    return f"{head}\n{score_lines(scores)}"
+
+
+def score_lines(scores: dict[str, Any]) -> str:
+    """A line for each score that has a name here, with what it means."""
     lines = []
     for key, (label, hint) in SCORES.items():
         if key in scores:
-            absent = key == "test_epistemic_sd" and scores[key]["value"] == 0
-            lines.append(
-                f"  {label:<23}{_plus_minus(scores[key]):>14}  {'a single point has none' if absent else hint}"
-            )
-    title = _title(f"Held-out part of {about['name']} ({about['test_rows']} rows, {target} in original units)")
-    return "\n".join([title, *lines])
+            absent = key in ("test_epistemic_sd", "test_epistemic_nats") and scores[key]["value"] < 1e-12
+            said = "a single point has none" if absent else hint
+            lines.append(f"  {label:<23}{plus_minus(scores[key]):>14}  {said}")
+    return "\n".join(lines)
 
 
 def _verdict(run: Finished) -> str:
     verdict = run.content["verdict"]
-    lines = [_title(f"Verdict: {verdict['verdict']}")]
+    lines = [title(f"Verdict: {verdict['verdict']}")]
     lines += [wrapped(reason, "  - ") for reason in verdict["reasons"]]
     changes: dict[str, Any] = {}
     for remedy in verdict["remedies"]:
@@ -224,17 +256,17 @@ def _verdict(run: Finished) -> str:
 
 
 def _files(run: Finished) -> str:
-    lines = [_title("Files"), f"  run directory  {run.path}"]
+    lines = [title("Files"), f"  run directory  {run.path}"]
     if found := pictures(run):
         lines.append(f"  pictures       {', '.join(found)}")
     return "\n".join(lines)
 
 
-def _title(text: str) -> str:
+def title(text: str) -> str:
     return f"{text}\n{'-' * min(len(text), WIDTH)}"
 
 
-def _aligned(table: Iterable[Sequence[str]], widths: Sequence[int]) -> str:
+def aligned(table: Iterable[Sequence[str]], widths: Sequence[int]) -> str:
     lines = []
     for first, *others in table:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:])]
@@ -246,13 +278,13 @@ def _assignments(settings: dict[str, Any]) -> str:
     return ", ".join(f"{k}={options.as_text(v)}" for k, v in settings.items()) or "no settings"
 
 
-def _plus_minus(score: dict[str, float]) -> str:
-    value = _number(score["value"])
+def plus_minus(score: dict[str, float]) -> str:
+    value = number(score["value"])
     digits = len(value.partition(".")[2]) if "e" not in value else 3
     return f"{value} ± {score['stderr']:.{digits}f}" if "stderr" in score else value
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     size = abs(value)
     if size != 0 and (size < 5e-4 or size >= 1e7):
         return f"{value:.1e}"

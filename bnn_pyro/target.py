@@ -164,6 +164,7 @@ class Target:
     device: torch.device
     params: dict[str, Tensor] = field(default_factory=dict)
     over_rows: frozenset[str] = frozenset()  # deterministic sites with an entry for each row, such as f
+    empty: bool = False  # no training rows: x and y hold one row that stands in and is not counted
 
     @property
     def predicted(self) -> Observation | None:
@@ -173,7 +174,7 @@ class Target:
 
     @property
     def n(self) -> int:
-        return rows(self.x)
+        return 0 if self.empty else rows(self.x)
 
     @property
     def dim(self) -> int:
@@ -197,7 +198,10 @@ class Target:
         with run:
             self.program(self.x if x is None else x, self.y if y is None else y)
         log_prior = torch.stack([term.to(torch.float64) for term in run.log_prior]).sum()
-        return Evaluation(log_prior, run.log_likelihood, run.values, run.deterministic, run.conditionals)
+        log_likelihood = run.log_likelihood
+        if self.empty and x is None:
+            log_likelihood = {k: v[:0] if v.ndim else torch.zeros_like(v) for k, v in log_likelihood.items()}
+        return Evaluation(log_prior, log_likelihood, run.values, run.deterministic, run.conditionals)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Log prior of the constrained values plus log |d theta / d z|, () float64."""
@@ -210,11 +214,12 @@ class Target:
                 f"{self.name}: expected observations inside pyro.plate('data', ...), got one joint observation of all "
                 "rows. It has no pointwise log likelihood, so mini-batches and LOO are refused."
             )
-        x, y = self.x, self.y
-        if rows is not None:
-            x = {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows]
-            y = y[rows]
-        terms = self.evaluate(z, x, y).log_likelihood.values()
+        if rows is None:
+            result = self.evaluate(z)
+        else:
+            x = {k: v[rows] for k, v in self.x.items()} if isinstance(self.x, dict) else self.x[rows]
+            result = self.evaluate(z, x, self.y[rows])
+        terms = result.log_likelihood.values()
         return torch.stack(list(terms)).sum(0)
 
     def log_density(self, z: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions.transforms import PowerTransform
 
 import bnn_pyro as bnn
+from bnn_pyro.networks import check_positive
 
 CARD = bnn.Card(
     name="linear",
@@ -60,10 +61,8 @@ class Linear(bnn.Model):
     rate: float = 1.0
 
     def __post_init__(self):
-        for name in ("prior_sd", "noise", "shape", "rate"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise bnn.OptionError(f"linear, {name}: expected a positive number, got {value!r}.")
+        given = {name: getattr(self, name) for name in ("prior_sd", "noise", "shape", "rate")}
+        check_positive("linear", **{name: value for name, value in given.items() if value is not None})
 
     def model(self, x, y=None):
         if self.noise is None:

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pyro.infer.autoguide import AutoNormal
 
 import bnn_pyro as bnn
-
-ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
+from bnn_pyro import networks
 
 CARD = bnn.Card(
     name="mlp_gaussian",
@@ -47,44 +45,19 @@ class MLPGaussian(bnn.Model):
     activation: str = "relu"
 
     def __post_init__(self):
-        given = isinstance(self.hidden, tuple | list) and bool(self.hidden)
-        if not given or not all(isinstance(h, int) and h > 0 for h in self.hidden):
-            raise bnn.OptionError(
-                f"mlp_gaussian, hidden: expected a tuple of whole numbers above 0, got "
-                f"{self.hidden!r}. One layer of 50 units is (50,)."
-            )
-        if self.activation not in ACTIVATIONS:
-            raise bnn.OptionError(f"mlp_gaussian, activation: expected 'relu' or 'tanh', got {self.activation!r}.")
+        networks.check_layers("mlp_gaussian", self.hidden, self.activation)
 
     def model(self, x, y=None):
-        f = pyro.deterministic("f", self.network(x, self.weights(x.shape[-1])), event_dim=1)
+        scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+        layers = networks.sample_layers((x.shape[-1], *self.hidden, 1), scale)
+        f = pyro.deterministic("f", networks.mlp(x, layers, self.activation).squeeze(-1), event_dim=1)  # (n,)
         sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
         with pyro.plate("data", x.shape[0]):
             return pyro.sample("y", dist.Normal(f, sigma), obs=y)
-
-    def weights(self, d):
-        """Draws the latent sites; one (fan_in, fan_out) matrix and one (fan_out,) bias for each layer."""
-        scale = pyro.sample("scale", dist.HalfCauchy(1.0))
-        sizes = (d, *self.hidden, 1)
-        return [
-            (
-                scale * pyro.sample(f"w{i}", dist.Normal(0.0, 1.0).expand([a, b]).to_event(2)) / a**0.5,
-                pyro.sample(f"b{i}", dist.Normal(0.0, 1.0).expand([b]).to_event(1)),
-            )
-            for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False), 1)
-        ]
-
-    def network(self, x, weights):
-        *inner, (w, b) = weights
-        for w_i, b_i in inner:
-            x = ACTIVATIONS[self.activation](x @ w_i + b_i)  # (n, fan_in) -> (n, fan_out)
-        return (x @ w + b).squeeze(-1)  # (n,)
 
     def guide(self):
         """Mean-field normal: understates weight variance; a quick first look."""
         return AutoNormal(self.model, init_loc_fn=bnn.init_to_prior, init_scale=0.01)
 
     def dims(self):
-        layers = ("feature", *(f"hidden_{i}" for i in range(1, len(self.hidden) + 1)), "output")
-        pairs = enumerate(zip(layers, layers[1:], strict=False), 1)
-        return {k: v for i, (a, b) in pairs for k, v in ((f"w{i}", (a, b)), (f"b{i}", (b,)))}
+        return networks.layer_dims(self.hidden)

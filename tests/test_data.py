@@ -1,15 +1,15 @@
-"""Rows as users hand them in: one copy, checked, in standard units and back (N3, N5, N11)."""
+"""Rows as users hand them in: one copy, checked (N11)."""
 
 import hashlib
-import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from bnn_pyro.data import Data, Units, collect, inputs_to_tensors, learn_units, to_tensor
+from bnn_pyro.data import Data, collect, inputs_to_tensors, to_tensor
 from bnn_pyro.errors import DataError, ShapeError
+from bnn_pyro.units import learn_units
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(2.0, 3.0, size=(20, 3)), RNG.normal(-1.0, 5.0, size=20)
@@ -100,66 +100,6 @@ def test_the_checksum_sees_every_change(change):
         x = {"a": x["b"], "b": x["a"]}
     assert Data(dict(reversed(one.x.items())), Y).checksum() == one.checksum()
     assert Data(x, y).checksum() != one.checksum()
-
-
-def test_standard_units_have_mean_0_and_sd_1_and_map_back():
-    y = np.stack([Y, 3 * Y + 1], 1)
-    data = collect(X, y)
-    units = learn_units(data, x=True, y=True, where="fit")
-    x, standard = units.inputs(data.x), units.targets(data.y)
-    assert np.allclose(x.mean(0), 0, atol=1e-14) and np.allclose(x.std(0), 1)
-    assert np.allclose(standard.mean(0), 0, atol=1e-14) and np.allclose(standard.std(0), 1)
-    assert np.allclose(standard * units.y_sd + units.y_mean, y, rtol=1e-14)
-    assert units.log_jacobian == pytest.approx(np.log(y.std(0)).sum(), rel=1e-14)
-    new = RNG.normal(size=(4, 3))
-    assert np.allclose(units.inputs(new), (new - X.mean(0)) / X.std(0), rtol=1e-14)
-
-
-def test_units_are_learnt_by_name_and_left_alone_where_not_asked():
-    data = collect({"a": X, "b": Y}, Y)
-    units = learn_units(data, x=True, y=False, where="fit")
-    assert np.allclose(units.inputs(data.x)["b"].std(), 1) and np.allclose(units.inputs(data.x)["a"].mean(0), 0)
-    assert units.targets(Y) is Y and units.log_jacobian == 0.0 and float(units.y_sd) == 1.0
-    assert Units({}).inputs(X) is X
-
-
-@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
-def test_units_undo_any_scale(scale):
-    """N3."""
-    plain = learn_units(collect(X, Y), x=True, y=True, where="fit")
-    scaled = learn_units(collect(X * scale, Y * scale), x=True, y=True, where="fit")
-    assert np.allclose(scaled.inputs(X * scale), plain.inputs(X), rtol=1e-9)
-    assert np.allclose(scaled.targets(Y * scale), plain.targets(Y), rtol=1e-9)
-
-
-def test_half_precision_rows_do_not_overflow_in_their_moments():
-    """Sums and squares of float16 values beyond 65504 are infinite in float16."""
-    x = (np.arange(20.0)[:, None] * 1000).astype(np.float16)
-    units = learn_units(collect(x, Y), x=True, y=False, where="fit")
-    assert np.isfinite(units.inputs(x)).all() and np.allclose(units.inputs(x).std(0), 1)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.1, 1e6, -1e-9])
-def test_constant_columns_are_named_in_one_warning_and_centred(value):
-    """N5."""
-    x = X.copy()
-    x[:, 1] = value
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        units = learn_units(collect(pd.DataFrame(x, columns=["a", "b", "c"]), Y), x=True, y=True, where="fit")
-    text = "fit, x, column b: constant in the training rows, so it carries no information and is only centred."
-    assert [str(w.message) for w in caught] == [text]
-    assert np.allclose(units.inputs(x)[:, 1], 0, atol=1e-9) and np.isfinite(units.inputs(x + 1)).all()
-    with pytest.warns(UserWarning, match="^fit, x, column 1: constant"):
-        learn_units(collect(x, Y), x=True, y=True, where="fit")
-    with pytest.warns(UserWarning, match="^fit, y: constant"):
-        learn_units(collect(X, np.full(20, value)), x=True, y=True, where="fit")
-
-
-def test_several_constant_columns_are_all_named():
-    x = np.concatenate([X, np.zeros((20, 1)), np.ones((20, 1))], 1)
-    with pytest.warns(UserWarning, match="^fit, x, column 3, 4: constant"):
-        learn_units(collect(x, Y), x=True, y=True, where="fit")
 
 
 def test_complaints_name_the_function_and_the_place():

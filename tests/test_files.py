@@ -4,6 +4,7 @@ import os
 import stat
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -58,6 +59,63 @@ def test_other_methods_round_trip(inference, tmp_path):
     assert loaded.method == posterior.method and str(loaded.diagnose()) == str(posterior.diagnose())
     for name, value in posterior.draws.state.items():
         assert torch.equal(loaded.draws.state[name], value)
+
+
+LABELS = {
+    "text": np.array(["ash", "beech", "\u00fcrs\u00fc", "elm"]),
+    "numbers": np.array([3, 1, 2, -5]),
+    "booleans": np.array([True, False]),
+    "categorical": pd.Categorical(["low", "mid", "high", "mid"], categories=["low", "mid", "high", "unseen"]),
+}
+
+
+@pytest.mark.parametrize("inference", ["svi", "prior"])
+@pytest.mark.parametrize("name", LABELS)
+def test_classes_round_trip(name, inference, tmp_path):
+    """The same classes, and bit-equal probabilities for them."""
+    x = np.random.default_rng(0).normal(size=(40, 3)) * 10 + 5
+    y = LABELS[name].take(np.arange(40) % len(LABELS[name]))
+    options = FIT if inference == "svi" else {"inference": "prior", "draws": 30}
+    posterior = bnn.get_model("mlp_categorical", hidden=(3,)).fit(x, y, **options)
+    loaded = bnn.load(posterior.save(tmp_path / "run"))
+    same(posterior.idata, loaded.idata)
+    before, after = posterior.predict(x), loaded.predict(x)
+    assert after.classes.dtype == before.classes.dtype and after.classes.tolist() == before.classes.tolist()
+    if name == "categorical":
+        assert after.classes.tolist() == ["low", "mid", "high", "unseen"]
+    else:
+        assert after.classes.tolist() == sorted(LABELS[name].tolist())
+    for attribute in ("probs", "aleatoric", "epistemic", "codes", "function_draws", "label", "draws"):
+        assert np.array_equal(getattr(before, attribute), getattr(after, attribute)), attribute
+    assert np.array_equal(before.log_prob(y), after.log_prob(y)) and posterior.score(x, y) == loaded.score(x, y)
+    assert loaded.model == posterior.model and loaded.data.checksum() == posterior.data.checksum()
+    with pytest.raises(bnn.DataError, match="expected a class known from training"):
+        loaded.predict(x).log_prob(["oak"] * 40)
+    assert loaded.score(x, y)["test_nll"][0] > 0
+
+
+@pytest.mark.parametrize("missing", ["impute", "drop"])
+def test_an_encoded_frame_round_trips(missing, tmp_path):
+    """New rows become the same columns after loading, with the same fill for what is missing."""
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame({
+        "age": rng.normal(50, 10, size=30), "town": np.array(["a", "b", "c"])[np.arange(30) % 3],
+        "sex": pd.Categorical(np.array(["m", "f"])[np.arange(30) % 2]),
+    })  # fmt: skip
+    table.loc[3, "age"] = np.nan
+    posterior = bnn.get_model("linear").fit(table, rng.normal(size=30), missing=missing, **FIT)
+    loaded = bnn.load(posterior.save(tmp_path / "run"))
+    same(posterior.idata, loaded.idata)
+    assert loaded.data.encoding == posterior.data.encoding and loaded.data.columns == posterior.data.columns
+    new = table.iloc[5:9]
+    assert np.array_equal(loaded.predict(new).draws, posterior.predict(new).draws)
+    with pytest.raises(bnn.DataError, match="'town'"):
+        loaded.predict(new.assign(town="elsewhere"))
+    if missing == "impute":
+        assert np.array_equal(loaded.predict(table).mean, posterior.predict(table).mean)
+    else:
+        with pytest.raises(bnn.DataError, match="expected a value in column 'age'"):
+            loaded.predict(table)
 
 
 def test_files_are_private_and_hold_no_pickle(run):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from scipy import stats
+from scipy.special import logsumexp
 
 import bnn_pyro as bnn
 from bnn_pyro import results
@@ -151,3 +152,85 @@ def test_function_space_does_not_depend_on_blocks(posteriors):
     assert list(whole) == list(parts)
     for name, value in whole.items():
         assert np.allclose(value, parts[name], rtol=1e-5), name
+
+
+# ---- classes -------------------------------------------------------------------------------------------------------
+
+
+def classified(k, labels):
+    """A network's posterior of k classes, with its rows."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(70, 2))
+    y = np.asarray(labels)[(x[:, 0] * k / 4 + k / 2 + 0.3 * rng.normal(size=70)).astype(int).clip(0, k - 1)]
+    model = bnn.get_model("mlp_categorical", hidden=(3,), activation="tanh")
+    return model.fit(x, y, inference="svi", steps=300, draws=120, seed=1, dtype="float64"), x, y
+
+
+@pytest.mark.parametrize("labels", [["ash", "elm", "oak"], [1, 2, 7], [False, True]], ids=["text", "int", "bool"])
+def test_groups_of_a_classifier_name_their_classes(labels):
+    k = len(labels)
+    posterior, x, y = classified(k, labels)
+    idata = posterior.idata
+    assert set(results.group_names(idata)) == GROUPS
+    weights = results.dataset(idata, "posterior")
+    assert weights["w2"].dims == ("chain", "draw", "hidden_1", "class") and weights["b2"].dims[2:] == ("class",)
+    assert weights["class"].values.tolist() == labels
+    watched = results.dataset(idata, "function_space")
+    assert set(watched.data_vars) == {
+        "f",
+        "log_likelihood",
+        "log_prior",
+        *(f"norm_{k}{i}" for k in "wb" for i in (1, 2)),
+    }
+    assert watched["f"].dims == (("chain", "draw", "probe") if k == 2 else ("chain", "draw", "probe", "class"))
+    probes = results.dataset(idata, "constant_data")["probe_row"].values
+    p = posterior.predict(x).function_draws
+    assert np.allclose(watched["f"].values, p[..., probes, 1] if k == 2 else p[..., probes, :])
+    if k > 2:
+        assert watched["class"].values.tolist() == labels
+        assert np.allclose(watched["f"].sel({"class": labels[-1]}).values, p[..., probes, -1])
+    codes = [labels.index(v) for v in y.tolist()]
+    assert results.dataset(idata, "observed_data")["y"].values.tolist() == codes
+    assert set(np.unique(results.dataset(idata, "posterior_predictive")["y"].values)) <= set(range(k))
+    table = az.summary(idata, group="function_space", var_names=["log_likelihood"])
+    assert table.loc["log_likelihood", "mean"] == pytest.approx(watched["log_likelihood"].values.mean(), abs=0.01)
+
+
+def test_loo_of_a_classifier_by_hand():
+    """Pointwise log probabilities of the labels, smoothed importance weights 1 / p, and their sums."""
+    posterior, x, y = classified(3, ["ash", "elm", "oak"])
+    p = posterior.predict(x).function_draws[0]
+    own = p[:, np.arange(70), np.searchsorted(["ash", "elm", "oak"], y)]
+    kept = results.dataset(posterior.idata, "log_likelihood")["y"].values[0]
+    assert np.allclose(kept, np.log(own), rtol=1e-9)
+    assert np.allclose(results.dataset(posterior.idata, "function_space")["log_likelihood"].values[0], kept.sum(-1))
+    loo = az.loo(posterior.idata, pointwise=True)
+    density = np.log(own.mean(0)).sum()
+    assert loo.elpd_loo + loo.p_loo == pytest.approx(density, rel=1e-9)
+    log_weights = az.psislw(-np.log(own).T, reff=1.0)[0]  # reff: one chain, as loo takes it
+    by_row = logsumexp(log_weights + np.log(own).T, axis=-1)
+    assert np.allclose(loo.loo_i, by_row, rtol=1e-6) and loo.elpd_loo == pytest.approx(by_row.sum(), rel=1e-6)
+    assert loo.elpd_loo < density < 0
+
+
+def test_posterior_predictive_labels_have_the_probabilities_of_their_draw():
+    posterior, x, _ = classified(3, ["ash", "elm", "oak"])
+    p = posterior.predict(x).function_draws[0]
+    replicated = results.dataset(posterior.idata, "posterior_predictive")["y"].values[0]
+    for c in range(3):
+        hits, sd = (replicated == c) - p[..., c], np.sqrt((p[..., c] * (1 - p[..., c])).sum())
+        assert abs(hits.sum()) < 5 * sd
+
+
+def test_a_users_bernoulli_program_has_probabilities_for_f():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
+
+    x = np.random.default_rng(4).normal(size=(12, 2))
+    posterior = bnn.fit(program, x, np.arange(12) % 2, inference="prior", draws=50)
+    watched = results.dataset(posterior.idata, "function_space")
+    w = results.dataset(posterior.idata, "posterior")["w"].values[0]
+    assert set(watched.data_vars) == {"f", "log_likelihood", "log_prior", "norm_w"}
+    assert np.allclose(watched["f"].values[0], 1 / (1 + np.exp(-w @ x.T)), atol=1e-6)

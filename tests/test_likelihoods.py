@@ -12,7 +12,7 @@ import problems
 from bnn_pyro import results
 from bnn_pyro.errors import ModelError
 from bnn_pyro.isolation import isolated
-from bnn_pyro.likelihoods import has_mean, mean_and_variance, no_mean, split, sum_to_rows
+from bnn_pyro.likelihoods import class_count, class_log_probs, has_mean, mean_and_variance, no_mean, split, sum_to_rows
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +111,14 @@ def test_mean_and_variance_are_those_of_many_draws(name):
     dist.OrderedLogistic(torch.zeros(4), torch.tensor([-1.0, 1.0])),
     dist.Cauchy(torch.zeros(4), 1.0),
 ], ids=["categorical", "ordinal", "cauchy"])  # fmt: skip
-def test_likelihoods_without_a_mean_are_refused_by_name(fn):
+def test_likelihoods_without_a_mean_say_so(fn):
     """torch gives NaN as the mean of a categorical or Cauchy distribution; NaN predictions say nothing."""
     assert not has_mean(fn) and has_mean(dist.Normal(torch.zeros(4), 1.0))
     assert f"expected a likelihood with a mean and a variance, got {type(fn).__name__}" in str(no_mean(fn, "here"))
+
+
+def test_predictions_without_a_mean_are_refused_by_name():
+    fn = dist.Cauchy(torch.zeros(4), 1.0)
 
     def program(x, y=None):
         pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -122,7 +126,7 @@ def test_likelihoods_without_a_mean_are_refused_by_name(fn):
             pyro.sample("y", fn, obs=y)
 
     posterior = bnn.fit(program, torch.zeros(4), torch.zeros(4), inference="svi", steps=30, draws=5)
-    with pytest.raises(ModelError, match=f"^program, predict: expected a likelihood with a mean.*{type(fn).__name__}"):
+    with pytest.raises(ModelError, match=r"^program, predict: expected a likelihood with a mean.*Cauchy"):
         posterior.predict(torch.zeros(4))
     assert "posterior_predictive" in results.group_names(posterior.idata)
 
@@ -144,3 +148,53 @@ def test_a_mixture_likelihood_has_its_own_moments():
     expected = (2 * p - 1) * f
     assert torch.allclose(mean, expected, rtol=1e-12)
     assert torch.allclose(variance, 0.25 + f**2 - expected**2, rtol=1e-12)
+
+
+L = torch.stack([A, -A, B], -1)  # (4, 3) logits
+OF_CLASSES = {
+    "bernoulli": dist.Bernoulli(logits=A),
+    "bernoulli_probs": dist.Bernoulli(probs=torch.sigmoid(A)),
+    "categorical": dist.Categorical(logits=L),
+    "categorical_probs": dist.Categorical(probs=torch.softmax(L, -1)),
+    "ordinal": MAKERS["ordinal"](A, B),
+    "expanded": dist.Categorical(logits=L[0]).expand([4]),
+    "masked": dist.Bernoulli(logits=A).mask(A > 0),
+    "masked_and_expanded": dist.Categorical(logits=L[0]).mask(True).expand([4]),
+    "no_event": dist.Bernoulli(logits=A).to_event(0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_class_probabilities_are_those_that_the_likelihood_scores_with(name):
+    fn = OF_CLASSES[name]
+    k = class_count(fn)
+    log_probs = class_log_probs(fn)
+    assert k == (2 if name in ("bernoulli", "bernoulli_probs", "masked", "no_event") else 3)
+    assert log_probs.shape == (4, k) and log_probs.dtype == torch.float64
+    plain = dist.Bernoulli(logits=A) if name == "masked" else fn  # a mask changes what counts, not what y is
+    expected = torch.stack([plain.log_prob(torch.full((4,), float(c))) for c in range(k)], -1)
+    assert torch.allclose(log_probs, expected, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(log_probs.exp().sum(-1), torch.ones(4), atol=1e-14)
+
+
+def test_class_probabilities_of_float32_logits_add_up_in_float64():
+    fn = dist.Categorical(logits=torch.randn(50, 10).float() * 5)
+    assert (class_log_probs(fn).exp().sum(-1) - 1).abs().max() < 1e-14
+    far = class_log_probs(dist.Bernoulli(logits=torch.tensor([1e4, -1e4, 40.0])))
+    assert torch.equal(far[:2], torch.tensor([[-1e4, 0], [0, -1e4]]))
+    assert torch.allclose(far[2], torch.tensor([-40.0, -4.248354255291589e-18]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("fn", [
+    dist.Normal(A, B),
+    dist.Binomial(1, logits=A),
+    dist.Poisson(B),
+    dist.OneHotCategorical(logits=L),
+    dist.Bernoulli(logits=torch.stack([A, A], -1)).to_event(1),
+    dist.Bernoulli(logits=A).to_event(1),
+    dist.Bernoulli(logits=torch.stack([A, A], -1)),
+    dist.Bernoulli(logits=A[0]),
+    MAKERS["mixture"](A, B),
+], ids=["normal", "binomial", "poisson", "one_hot", "events", "joint", "two_axes", "one_number", "mixture"])  # fmt: skip
+def test_likelihoods_that_are_no_label_for_each_row(fn):
+    assert class_count(fn) is None

@@ -1,4 +1,4 @@
-"""Predictions against sums done by hand: mixtures, moments, noise, units (M2, S22)."""
+"""Predictions against sums done by hand: mixtures, moments, noise, units (M2)."""
 
 import subprocess
 import sys
@@ -14,12 +14,11 @@ from scipy.special import logsumexp
 
 import bnn_pyro as bnn
 import problems
-from bnn_pyro.data import Units
 from bnn_pyro.draws import Draws
 from bnn_pyro.inference import NUTS
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.prediction import predict
-from bnn_pyro.prior import prior_draws
+from bnn_pyro.units import Units
 
 UNITS = Units({}, (np.array(100.0), np.array(7.0)))  # of y: mean and sd
 PLAIN = Units({})
@@ -188,7 +187,8 @@ def test_offsets_far_from_zero_keep_the_spread():
 def posterior_of(x, y, standardize, draws=400, program=None, **settings):
     """A posterior whose draws are given rather than sampled, so that the sums below are exact."""
     model = bnn.BNN(program or problems.intercept_model, standardize=standardize)
-    from bnn_pyro.data import collect, learn_units
+    from bnn_pyro.data import collect
+    from bnn_pyro.units import learn_units
 
     data = collect(x, y)
     units = learn_units(data, x=standardize, y=standardize, where="fit")
@@ -228,10 +228,12 @@ def test_scores_by_hand():
     posterior = posterior_of(x, y, False)
     prediction, scores = posterior.predict(x), posterior.score(x, y)
     squared = (prediction.mean - y) ** 2
-    lower, upper = prediction.interval(0.9)
     assert scores["test_rmse"][0] == pytest.approx(np.sqrt(squared.mean()))
     assert scores["test_lpd"] == pytest.approx((prediction.log_prob(y).mean(), stats.sem(prediction.log_prob(y))))
-    assert scores["test_coverage_90"][0] == pytest.approx(((lower <= y) & (y <= upper)).mean())
+    for p in (0.5, 0.9, 0.95):
+        lower, upper = prediction.interval(p)
+        covered = ((lower <= y) & (y <= upper)).astype(float)
+        assert scores[f"test_coverage_{100 * p:.0f}"] == pytest.approx((covered.mean(), stats.sem(covered)))
 
 
 @pytest.mark.parametrize(("x", "sentence"), [
@@ -246,12 +248,19 @@ def test_rows_unlike_the_training_rows_are_refused(x, sentence):
     assert str(caught.value) == sentence
 
 
+def test_no_rows_have_no_prediction():
+    with pytest.raises(bnn.DataError, match=r"^intercept_model, predict, x: expected at least one row, got none\.$"):
+        posterior_of(*problems._rows(), False).predict(np.zeros((0, 3)))
+
+
 def test_columns_in_another_order_are_refused():
     import pandas as pd
 
     x = pd.DataFrame(np.random.default_rng(2).normal(size=(5, 2)), columns=["a", "b"])
     posterior = posterior_of(x, np.arange(5.0), False)
-    with pytest.raises(bnn.ShapeError, match=r"expected columns \['a', 'b'\], as in fit, got \['b', 'a'\]"):
+    with pytest.raises(
+        bnn.ShapeError, match=r"expected the order of the training rows, 'a' as column 0, got 'b'\. Pass"
+    ):
         posterior.predict(x[["b", "a"]])
     assert posterior.predict(x).mean.shape == (5,)
 
@@ -294,35 +303,12 @@ def test_idata_is_built_for_programs_that_cannot_predict_at_some_rows(name):
     assert {"posterior", "log_likelihood", "function_space"} <= names
 
 
-# ---- prior (S22) -------------------------------------------------------------------------------------------------
-
-
-def test_prior_draws_are_the_priors_and_their_y_the_closed_form():
-    t = problems.PROBLEMS["zoo_linear_known_noise"]().target()
-    draws = 4000
-    prior, predictive = prior_draws(t, UNITS, draws, seed=12)
-    assert prior["w"].shape == (1, draws, 3) and predictive["y"].shape == (1, draws, 12)
-    bound = np.sqrt(np.log(2 / 1e-5) / (2 * draws))  # DKW at 1e-5
-    for j in range(3):
-        assert stats.kstest(prior["w"][0, :, j], stats.norm(0, 2).cdf).statistic < bound
-    z = np.concatenate([t.x.numpy(), np.ones((12, 1))], 1)
-    covariance = 4 * z @ z.T + 0.25 * np.eye(12)
-    white = np.linalg.solve(np.linalg.cholesky(covariance), ((predictive["y"][0] - 100) / 7).T)
-    for row in white:
-        assert stats.kstest(row, "norm").statistic < bound
-    assert np.abs(np.cov(white) - np.eye(12)).max() < 6 / np.sqrt(draws)
-
-
-def test_prior_draws_of_an_improper_prior_are_none():
-    assert prior_draws(problems.PROBLEMS["improper"]().target(), PLAIN, 3, seed=13) is None
-
-
 # ---- cost (M2) ---------------------------------------------------------------------------------------------------
 
 M2 = """
 import threading, time, numpy as np, torch
 import bnn_pyro as bnn, problems
-from bnn_pyro.data import Units
+from bnn_pyro.units import Units
 from bnn_pyro.prediction import predict
 
 def resident():
@@ -384,6 +370,7 @@ def test_a_joint_observation_has_no_pointwise_density():
     posterior = bnn.fit(program, x, 2 * x, inference="svi", steps=200, draws=50)
     with pytest.raises(bnn.ModelError, match=r"log_prob: expected observations inside pyro.plate\('data', ...\)"):
         posterior.log_predictive_density(x, 2 * x)
-    assert set(posterior.score(x, 2 * x)) == {"test_rmse", "test_coverage_90"}
+    coverages = {f"test_coverage_{p}" for p in (50, 90, 95)}
+    assert set(posterior.score(x, 2 * x)) == {"test_rmse"} | coverages
     whole = posterior.predict(np.array([0, 1]))  # integers where the fit had floats
     assert np.allclose(whole.mean, posterior.predict(np.array([0.0, 1.0])).mean)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,11 @@ from bnn_pyro import registry
 
 
 def test_names_are_files_and_tasks_filter():
-    assert bnn.list_models() == ["linear", "mlp_gaussian"]
-    assert bnn.list_models(task="regression") == ["linear", "mlp_gaussian"] and bnn.list_models(task="none") == []
+    names = [p.stem for p in (Path(__file__).parents[1] / "models").glob("*.py")]
+    assert bnn.list_models() == sorted(names) and {"linear", "logistic"} < set(names)
+    numbers, classes = (bnn.list_models(task=task) for task in ("regression", "classification"))
+    assert {"linear", "mlp_gaussian"} <= set(numbers) and {"logistic", "mlp_categorical"} <= set(classes)
+    assert not set(numbers) & set(classes) and bnn.list_models(task="none") == []
 
 
 def test_misspelt_names():

@@ -7,11 +7,12 @@ from dataclasses import fields
 from bnn_pyro.errors import OptionError, unknown
 from bnn_pyro.inference.method import Method
 from bnn_pyro.inference.nuts import NUTS
+from bnn_pyro.inference.prior import Prior
 from bnn_pyro.inference.svi import MAP, SVI
 
-METHODS: dict[str, type[Method]] = {"map": MAP, "nuts": NUTS, "svi": SVI}
+METHODS: dict[str, type[Method]] = {"map": MAP, "nuts": NUTS, "prior": Prior, "svi": SVI}
 
-__all__ = ["MAP", "METHODS", "NUTS", "SVI", "Method", "list_inference", "make_method"]
+__all__ = ["MAP", "METHODS", "NUTS", "SVI", "Method", "Prior", "list_inference", "make_method"]
 
 
 def list_inference() -> list[str]:

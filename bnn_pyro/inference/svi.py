@@ -40,7 +40,8 @@ class SVI(Method):
             (``"normal"``, ``"multivariate"``, ``"lowrank"``, ``"iaf"``, ...), an autoguide class, or a guide written by
             hand: a Pyro program with the model's signature.
         steps: Gradient steps.
-        lr: Learning rate of Adam at the first step; it falls exponentially to ``lr * lr_decay`` at the last.
+        lr: Learning rate of Adam at the first step; it falls exponentially to ``lr * lr_decay`` at the last. None is 0.05
+            for a mean-field normal guide, 0.02 for any other: a full-rank guide takes the former's steps badly.
         lr_decay: Learning rate at the last step, relative to the first.
         particles: Draws of the guide a step, averaged.
         clip_norm: Gradients are clipped to this norm, by parameter.
@@ -51,7 +52,7 @@ class SVI(Method):
 
     guide: str | Callable[..., Any] | None = None
     steps: int = 4000
-    lr: float = 0.02
+    lr: float | None = None
     lr_decay: float = 0.05
     particles: int = 1
     clip_norm: float = 10.0
@@ -64,7 +65,7 @@ class SVI(Method):
                       "a name, an autoguide class or a Pyro program")  # fmt: skip
         for option in ("steps", "particles", "draws"):
             self._require_count(option)
-        for option in ("lr", "lr_decay", "clip_norm"):
+        for option in ("lr", "lr_decay", "clip_norm")[self.lr is None :]:
             self._require_positive(option)
 
 
@@ -75,7 +76,7 @@ class MAP(Method):
     Under a Normal(0, sd) prior it is weight decay with factor 1 / sd**2.
 
     Args:
-        steps, lr, lr_decay, clip_norm: As for ``SVI``.
+        steps, lr, lr_decay, clip_norm: As for ``SVI``, with a fixed default of lr.
         draws: Copies of the point that stand in ``posterior``, so that each ArviZ call works; they carry no spread.
     """
 

@@ -17,6 +17,7 @@ import bnn_pyro as bnn
 import problems
 from bnn_pyro import starts
 from bnn_pyro.compiled import compile_gradient
+from bnn_pyro.data import collect
 from bnn_pyro.datasets import dataset_card
 from bnn_pyro.guides import make_guide
 from bnn_pyro.isolation import isolated
@@ -27,16 +28,26 @@ NAMES = bnn.list_models()
 X, Y = problems._rows()
 
 
-def target(name, dtype=torch.float32, **hyperparameters):
+def ready(name, **hyperparameters):
+    """A model as ``fit`` hands it to inference, with targets that suit its task: real ones, or labels (n,) of classes."""
     model = bnn.get_model(name, **hyperparameters)
-    return build_target(model.model, X.to(dtype), Y.to(dtype), name=name, dims=model.dims(), dtype=dtype)
+    if model.task == "regression":
+        return model, Y
+    labels = torch.arange(len(X)) % (model.class_count or 3)
+    return model.for_data(collect(X.numpy(), labels.numpy(), where=name, classes=True)), labels
+
+
+def target(name, dtype=torch.float32, **hyperparameters):
+    model, y = ready(name, **hyperparameters)
+    y = y.to(dtype) if y.is_floating_point() else y
+    return build_target(model.model, X.to(dtype), y, name=name, dims=model.dims(), dtype=dtype)
 
 
 def test_the_zoo_is_the_folder():
     folder = Path(__file__).resolve().parents[2] / "models"
     if folder.is_dir():
         assert {p.stem for p in folder.glob("[!_]*.py")} <= set(NAMES)
-    assert {"linear", "mlp_gaussian"} <= set(NAMES)
+    assert {"linear", "logistic", "mlp_categorical", "mlp_gaussian", "mlp_hetero"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,12 +76,16 @@ def test_models_are_values(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prior_predictive_is_finite_and_of_ys_shape(name):
-    model = bnn.get_model(name)
+    model, y = ready(name)
+    drawn = []
     for seed in range(20):
         with isolated(seed=seed), torch.no_grad():
             trace = poutine.trace(model.model).get_trace(X.float())
-            assert trace.nodes["_RETURN"]["value"].shape == Y.shape
+            assert trace.nodes["_RETURN"]["value"].shape == y.shape
             assert trace.nodes["_RETURN"]["value"].isfinite().all() and trace.log_prob_sum().isfinite()
+            drawn.append(trace.nodes["_RETURN"]["value"])
+    if model.task == "classification":
+        assert set(torch.stack(drawn).flatten().tolist()) == set(y.tolist()), "each class is drawn, and nothing else"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,7 +106,7 @@ def test_the_gradient_is_finite_at_a_start(name, init, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_guide_has_all_sites_in_their_shapes(name):
-    t, model = target(name), bnn.get_model(name)
+    t, model = target(name), ready(name)[0]
     with isolated(seed=4):
         guide = make_guide(None, model.guide, model.model, name)
         trace = poutine.trace(guide).get_trace(t.x, t.y)
@@ -109,7 +124,13 @@ def test_bad_hyperparameters_are_refused():
     for name, options in (("linear", {"prior_sd": -1.0}), ("linear", {"noise": 0.0}), ("linear", {"shape": "2"}),
                           ("linear", {"rate": math.nan}), ("mlp_gaussian", {"hidden": ()}),
                           ("mlp_gaussian", {"hidden": (0,)}), ("mlp_gaussian", {"hidden": (2.5,)}),
-                          ("mlp_gaussian", {"hidden": 50}), ("mlp_gaussian", {"activation": "sine"})):  # fmt: skip
+                          ("mlp_gaussian", {"hidden": 50}), ("mlp_gaussian", {"activation": "sine"}),
+                          ("logistic", {"prior_sd": 0.0}), ("logistic", {"prior_sd": "1"}),
+                          ("mlp_hetero", {"hidden": (0,)}), ("mlp_hetero", {"hidden": 16}),
+                          ("mlp_hetero", {"activation": "sine"}), ("mlp_hetero", {"prior_sd": math.inf}),
+                          ("mlp_categorical", {"hidden": (2.5,)}), ("mlp_categorical", {"activation": None}),
+                          ("mlp_categorical", {"prior_sd": -1.0}), ("mlp_categorical", {"classes": 1}),
+                          ("mlp_categorical", {"classes": 3.0}), ("mlp_categorical", {"classes": True})):  # fmt: skip
         with pytest.raises(bnn.OptionError, match=f"^{name}, {next(iter(options))}: expected"):
             bnn.get_model(name, **options)
 

@@ -1,0 +1,320 @@
+"""scikit-learn estimators over ``bnn_pyro.fit``: for pipelines, cross-validation and searches over settings.
+
+    search = GridSearchCV(BNNRegressor(options={"steps": 1000}), {"hyperparameters": [{"hidden": (10,)}, {"hidden": (50,)}]})
+    mean, std = search.fit(X, y).best_estimator_.predict(X_new, return_std=True)
+
+What was fitted is in ``posterior_``, so ``diagnose()``, ``idata`` and ``save`` are at hand as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d, validate_data
+
+from bnn_pyro.class_prediction import ClassPrediction
+from bnn_pyro.errors import BNNError, DataError, ModelError, OptionError, unknown
+from bnn_pyro.fitting import fit
+from bnn_pyro.frames import MISSING
+from bnn_pyro.isolation import check_seed
+from bnn_pyro.labels import shown
+from bnn_pyro.model import Model
+from bnn_pyro.registry import get_model, model_class
+
+# Settings of ``fit`` that are parameters here, and so stand in no ``options``.
+_PARAMETERS = {
+    "dtype": "dtype",
+    "inference": "inference",
+    "missing": "missing",
+    "model": "model",
+    "seed": "random_state",
+}
+
+
+class _Estimator(BaseEstimator):
+    """What the two estimators share: parameters to arguments of ``fit``, and rows checked as scikit-learn does."""
+
+    _kind: ClassVar[str]
+    _y_numeric: ClassVar[bool]
+
+    model: Any
+    hyperparameters: Any
+    inference: Any
+    options: Any
+    missing: str
+    dtype: Any
+    random_state: Any
+
+    def _fit(self, X: Any, y: Any) -> None:
+        model, options, seed = self._model(), self._options(), self._seed()
+        X, y = self._training_rows(X, y)
+        self._check_target(model, y)
+        given: dict[str, Any] = {
+            "inference": self.inference,
+            "seed": seed,
+            "dtype": self.dtype,
+            "missing": self.missing,
+        }
+        self.posterior_ = fit(model, X, y, **{"progress": False, **given, **options})
+        self.model_ = self.posterior_.model
+
+    def _check_target(self, model: Any, y: np.ndarray) -> None:
+        """Raises: DataError or ValueError for a y (n,) that the model cannot have."""
+
+    def _model(self) -> Any:
+        """The model or program to fit. Raises: OptionError or UnknownNameError for one of another task, or none."""
+        name, model = type(self).__name__, self.model
+        hyperparameters = _dictionary(self.hyperparameters, f"{name}, hyperparameters")
+        if not isinstance(model, str | Model) and (isinstance(model, type) or not callable(model)):
+            raise OptionError(
+                f"{name}, model: expected a zoo model's name or a model, got {shown(model)}. "
+                "bnn.list_models() shows the names."
+            )
+        task = model_class(model).card.task if isinstance(model, str) else getattr(model, "task", None)
+        if (task == "classification") != (self._kind == "classification"):
+            what = shown(model if isinstance(model, str) else getattr(model, "name", "a program"))
+            other = "BNNClassifier" if task == "classification" else "BNNRegressor, or bnn.fit"
+            raise OptionError(
+                f"{name}, model: expected a model of {self._kind}, got {what}{f' ({task})' if task else ''}. Use {other}."
+            )
+        if isinstance(model, str):
+            return get_model(model, **hyperparameters)
+        if hyperparameters:
+            raise OptionError(
+                f"{name}, hyperparameters: expected None beside a model that is no name, got {shown(hyperparameters)}. "
+                "Pass them to the model itself, or give its name."
+            )
+        return model
+
+    def _options(self) -> dict[str, Any]:
+        name = type(self).__name__
+        options = _dictionary(self.options, f"{name}, options")
+        for option in options:
+            if option in _PARAMETERS:
+                raise OptionError(
+                    f"{name}, options: expected settings of the inference method, got {option!r}. Write "
+                    f"{name}({_PARAMETERS[option]}=...)."
+                )
+        if self.missing not in MISSING:
+            raise unknown("value of missing", self.missing, MISSING)
+        return options
+
+    def _seed(self) -> int:
+        state = self.random_state
+        if isinstance(state, np.random.RandomState):
+            return int(state.randint(2**31 - 1))
+        if state is None:
+            return 0
+        seed = int(state) if isinstance(state, Integral) and not isinstance(state, bool) else state
+        check_seed(seed)
+        return seed
+
+    def _training_rows(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+        """X as an array, or as a data frame if it has names, text or gaps; y (n,)."""
+        if _needs_encoding(X):
+            X, y = validate_data(self, X, y, skip_check_array=True)
+            y = column_or_1d(
+                check_array(y, ensure_2d=False, dtype="numeric" if self._y_numeric else None, input_name="y"), warn=True
+            )
+            check_consistent_length(X, y)
+            return X, y
+        finite = True if self.missing == "refuse" else "allow-nan"
+        fewest = 1 if self._y_numeric else 2  # one row shows one class
+        X, y = validate_data(self, X, y, ensure_all_finite=finite, ensure_min_samples=fewest, y_numeric=self._y_numeric)
+        names = getattr(self, "feature_names_in_", None)
+        if names is None and self.missing != "refuse":
+            names = [f"x{i}" for i in range(X.shape[1])]
+        return (X if names is None else pd.DataFrame(X, columns=names)), y
+
+    def _predict(self, X: Any) -> Any:
+        """The posterior's prediction at X, whose columns must be those of the training rows."""
+        check_is_fitted(self, "posterior_")
+        encoding = self.posterior_.data.encoding
+        text = encoding is not None and any(column.kind == "category" for column in encoding.columns)
+        if text:
+            X = validate_data(self, X, reset=False, skip_check_array=True)
+            if not isinstance(X, pd.DataFrame):
+                X = check_array(X, dtype=None, ensure_all_finite=False, input_name="X")
+        else:
+            finite = "allow-nan" if self.missing == "impute" else True
+            X = validate_data(self, X, reset=False, ensure_all_finite=finite)
+        if encoding is not None and not isinstance(X, pd.DataFrame):
+            X = pd.DataFrame(X, columns=[column.name for column in encoding.columns])
+        return self.posterior_.predict(X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.allow_nan = self.missing == "impute"
+        tags.input_tags.categorical = True
+        return tags
+
+
+class BNNRegressor(RegressorMixin, _Estimator):
+    """A Bayesian neural network that predicts a number, as a scikit-learn regressor.
+
+    Inputs and target are put into standard units inside (for zoo models), so no scaler is needed in front.
+
+    Args:
+        model: Name of a zoo model, a ``Model``, or a Pyro program ``model(x, y=None)``.
+        hyperparameters: Of a model given by name, such as ``{"hidden": (50,)}``.
+        inference: ``"svi"``, ``"nuts"``, ``"map"``, or a value such as ``bnn.SVI(steps=500)``.
+        options: Settings of a method given by name, such as ``{"steps": 500}``; ``standardize``, ``progress`` and
+            ``backend`` of ``bnn_pyro.fit`` may stand there too.
+        missing: What to do with missing values: ``"refuse"``, ``"drop"`` their rows in fit, or ``"impute"`` (see ``fit``).
+        dtype: ``"float64"``, in which predictions do not depend on the rows beside, or ``"float32"``.
+        random_state: An int is the seed; None is 0, so that a call repeated gives the same; a RandomState is drawn from.
+    Attributes:
+        posterior_: The ``bnn_pyro.Posterior``: draws, ``diagnose()``, ``idata``, ``save``.
+        model_: The model that was fitted.
+        n_features_in_, feature_names_in_: Columns of X, the latter if they had names.
+
+    A fitted estimator can be pickled unless its program is a lambda or local function (``bnn_pyro.load`` reads saved
+    posteriors without pickle). ``fit`` takes no sample weights.
+    """
+
+    _kind = "regression"
+    _y_numeric = True
+
+    def __init__(
+        self,
+        model: Any = "mlp_gaussian",
+        *,
+        hyperparameters: Mapping[str, Any] | None = None,
+        inference: Any = "svi",
+        options: Mapping[str, Any] | None = None,
+        missing: str = "refuse",
+        dtype: Any = "float64",
+        random_state: Any = None,
+    ):
+        self.model = model
+        self.hyperparameters = hyperparameters
+        self.inference = inference
+        self.options = options
+        self.missing = missing
+        self.dtype = dtype
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> BNNRegressor:
+        """Fits to rows X (n, d), an array or data frame (text columns become columns of 0 and 1), and numbers y (n,).
+
+        Raises: ValueError in scikit-learn's words for data, in ours (BNNError is one) for settings, before any work.
+        """
+        self._fit(X, y)
+        return self
+
+    def predict(self, X: Any, return_std: bool = False, return_interval: float | None = None) -> Any:
+        """The predictive mean of y at rows X, (n,), in units of y; with ``return_std`` also its standard deviation.
+
+        Args:
+            return_std: Return ``mean, std``, each (n,); noise is included.
+            return_interval: A probability p: return ``lower, upper``, each (n,), as well, last: the central interval that
+                holds y with probability p. Its bounds are quantiles of draws, so they have Monte Carlo error.
+        """
+        prediction = self._predict(X)
+        if isinstance(prediction, ClassPrediction):
+            raise ModelError(
+                f"{self.model_.name}: expected a likelihood of numbers, got one of classes. Use posterior_.predict."
+            )
+        extra = (prediction.std,) if return_std else ()
+        if return_interval is not None:
+            extra = (*extra, *prediction.interval(return_interval))
+        return (prediction.mean, *extra) if extra else prediction.mean
+
+
+class BNNClassifier(ClassifierMixin, _Estimator):
+    """A Bayesian neural network that predicts a class, as a scikit-learn classifier.
+
+    Inputs are put into standard units inside (for zoo models), so no scaler is needed in front. The parameters are those
+    of ``BNNRegressor``; ``model`` is the name of a zoo model of classification, or such a ``Model``.
+
+    Attributes:
+        classes_: Labels, (k,), sorted: the columns of ``predict_proba``.
+        posterior_, model_, n_features_in_, feature_names_in_: As for ``BNNRegressor``.
+    """
+
+    _kind = "classification"
+    _y_numeric = False
+
+    def __init__(
+        self,
+        model: Any = "mlp_categorical",
+        *,
+        hyperparameters: Mapping[str, Any] | None = None,
+        inference: Any = "svi",
+        options: Mapping[str, Any] | None = None,
+        missing: str = "refuse",
+        dtype: Any = "float64",
+        random_state: Any = None,
+    ):
+        self.model = model
+        self.hyperparameters = hyperparameters
+        self.inference = inference
+        self.options = options
+        self.missing = missing
+        self.dtype = dtype
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> BNNClassifier:
+        """Fits to rows X (n, d), an array or data frame (text columns become columns of 0 and 1), and labels y (n,).
+
+        Raises: ValueError in scikit-learn's words for data, in ours (BNNError is one) for settings, before any work.
+        """
+        self._fit(X, y)
+        classes = self.posterior_.data.classes
+        assert classes is not None, "_model refuses models without classes"
+        self.classes_ = classes.astype(self._label_dtype)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the classes at rows X under the predictive mixture, (n, k), in the order of ``classes_``."""
+        return self._predict(X).probs
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of ``predict_proba``, (n, k) nats."""
+        with np.errstate(divide="ignore"):  # a probability may underflow to 0
+            return np.log(self.predict_proba(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class at rows X, (n,)."""
+        probs = self.predict_proba(X)  # first, as it says so where nothing was fitted
+        return self.classes_[probs.argmax(1)]
+
+    def _check_target(self, model: Any, y: np.ndarray) -> None:
+        check_classification_targets(y)
+        self._label_dtype = y.dtype
+        if model.class_count == 2 and len(np.unique(y)) > 2:
+            raise DataError(
+                f"{type(self).__name__}, y: expected two classes, got {len(np.unique(y))}. Only binary classification is "
+                f"supported by this {model.name}. Use model='mlp_categorical'."
+            )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        with suppress(BNNError):  # tags are read before fit says what is wrong
+            tags.classifier_tags.multi_class = self._model().class_count != 2
+        return tags
+
+
+def _dictionary(value: Any, where: str) -> dict[str, Any]:
+    """A dict of settings, with numbers of numpy, as searches draw them, made Python's own."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise OptionError(f"{where}: expected a dict of names and values, or None, got {shown(value)}.")
+    return {key: v.item() if isinstance(v, np.generic) else v for key, v in value.items()}
+
+
+def _needs_encoding(X: Any) -> bool:
+    """Whether X is a data frame with a column that is no number, such as text."""
+    if isinstance(X, pd.DataFrame):
+        number = pd.api.types.is_numeric_dtype
+        return not all(number(dtype) and not pd.api.types.is_complex_dtype(dtype) for dtype in X.dtypes)
+    return False

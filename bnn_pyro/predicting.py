@@ -1,0 +1,210 @@
+"""``bnn-pyro predict``: a run directory and a file of new rows in, a line for each row out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bnn_pyro.class_prediction import ClassPrediction
+from bnn_pyro.errors import DataError, OptionError, RunError, printable
+from bnn_pyro.runner import Finished, held_out, read
+from bnn_pyro.tables import aligned, number, score_lines, title, wrapped
+
+SHOWN = 10  # rows in the table that is printed
+SHOWN_CLASSES = 4  # of their probabilities
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions of a run at new rows: a data frame of numbers, and scores where the rows hold the target."""
+
+    run: Finished
+    data: str
+    table: pd.DataFrame
+    scores: dict[str, Any]
+    out: Path | None
+
+
+def carry_out(
+    run: str,
+    data: str,
+    out: str | None = None,
+    interval: float = 0.9,
+    na: tuple[str, ...] = (),
+    overwrite: bool = False,
+) -> Predicted:
+    """Reads the run and the rows, predicts, and writes ``out`` if one is given.
+
+    Raises: BNNError, before anything is predicted, for a run, rows or a file that cannot be used.
+    """
+    if not 0 < interval < 1:
+        raise OptionError(f"--interval: expected a probability between 0 and 1, got {interval:g}. Use 0.9 for 90 %.")
+    target = None if out is None else new_file(out, overwrite)
+    finished = read(run)
+    posterior = finished.posterior
+    x, y = _rows(finished, data, na)
+    prediction = posterior.predict(x)
+    scores = held_out(posterior, _Rows(x, y))[1] if y is not None else {}
+    table = as_frame(prediction, interval)
+    if target is not None:
+        write_csv(table, target)
+    return Predicted(finished, data, table, scores, target)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    x: Any
+    y: Any
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def as_frame(prediction: Any, interval: float = 0.9) -> pd.DataFrame:
+    """A prediction as a data frame, a line for each row: ``row`` counts from 0, all else as ``bnn-pyro predict --help``."""
+    if isinstance(prediction, ClassPrediction):
+        columns: dict[str, Any] = {"label": prediction.label}
+        columns |= {f"p({name})": prediction.probs[:, i] for i, name in enumerate(prediction.classes)}
+        columns |= {name: getattr(prediction, name) for name in ("entropy", "epistemic", "aleatoric")}
+    else:
+        if prediction.mean.ndim > 1:
+            raise DataError("predict: expected one number for each row, got several. Use posterior.predict in Python.")
+        lower, upper = prediction.interval(interval)
+        percent = f"{100 * interval:g}"
+        columns = {
+            "mean": prediction.mean,
+            "sd": prediction.std,
+            "epistemic_sd": np.sqrt(prediction.epistemic),
+            "aleatoric_sd": np.sqrt(prediction.aleatoric),
+            f"lower_{percent}": lower,
+            f"upper_{percent}": upper,
+        }
+    frame = pd.DataFrame(columns)
+    frame.insert(0, "row", np.arange(len(frame)))
+    return frame
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """The table under a temporary name, then renamed: there whole or not at all. Raises: RunError."""
+    try:
+        handle, made = tempfile.mkstemp(prefix=f".{path.name[:50]}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+                table.to_csv(stream, index=False, float_format="%.9g")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(made, path)
+        finally:
+            if os.path.exists(made):
+                os.unlink(made)
+    except OSError as error:
+        raise RunError(f"--out {path}: expected to write the predictions, got: {error.strerror or error}.") from error
+
+
+def page(made: Predicted) -> str:
+    """What ``bnn-pyro predict`` prints."""
+    content, table = made.run.content, made.table
+    head = f"{len(table)} rows of {made.data} by {content['model']['name']}, {content['inference']['name']}"
+    shown = list(table.columns)
+    hidden = [c for c in shown if c.startswith("p(")][SHOWN_CLASSES:] if "label" in table else []
+    shown = [c for c in shown if c not in hidden]
+    rows = [shown] + [[_cell(table[c].iloc[i]) for c in shown] for i in range(min(SHOWN, len(table)))]
+    widths = [max(len(row[j]) for row in rows) + 2 for j in range(len(shown))]
+    parts = [f"{title(head)}\n{aligned(rows, [widths[0] + 2, *widths[1:]])}"]
+    notes = []
+    if len(table) > SHOWN:
+        notes.append(f"and {len(table) - SHOWN} rows more")
+    if hidden:
+        notes.append(f"{len(hidden)} classes' probabilities are not shown")
+    if notes:
+        parts[0] += f"\n  ... {'; '.join(notes)}."
+    unit = content["data"]["target"] or "y"
+    if "label" in table:
+        parts.append(wrapped(f"label is the most probable {unit}; entropy = epistemic + aleatoric, in nats.", "  "))
+    else:
+        parts.append(
+            wrapped(
+                f"In units of {unit}. sd**2 = epistemic_sd**2 + aleatoric_sd**2; the interval holds the noise.", "  "
+            )
+        )
+    if made.scores:
+        parts.append(f"{title(f'Scores: the file holds {unit}')}\n{score_lines(made.scores)}")
+    if made.run.content["verdict"]["verdict"] == "not converged":
+        parts.append(
+            wrapped(
+                "the run has not converged, so these are not to be relied on: bnn-pyro summary says why.", "  warning: "
+            )
+        )
+    parts.append(f"  written to {made.out}" if made.out else "  --out FILE.csv writes all rows; --json prints them.")
+    return "\n\n".join(parts)
+
+
+def as_rows(made: Predicted) -> dict[str, Any]:
+    """All rows and scores, for ``--json``."""
+    return {
+        "run": str(made.run.path),
+        "verdict": made.run.content["verdict"]["verdict"],
+        "data": made.data,
+        "scores": made.scores,
+        "rows": [
+            {k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in made.table.to_dict("records")
+        ],
+    }
+
+
+def _cell(value: Any) -> str:
+    return number(float(value)) if isinstance(value, float | np.floating) else str(value)
+
+
+def _rows(finished: Finished, data: str, na: tuple[str, ...]) -> tuple[Any, Any]:
+    """x of the new rows with the columns that the run was fitted to, and y where the file holds the target."""
+    from bnn_pyro.datasets import load_dataset
+    from bnn_pyro.sources import is_table
+    from bnn_pyro.table_files import read_table
+
+    about = finished.content.get("dataset", {})
+    if not is_table(data):
+        test = load_dataset(data).test
+        table = pd.concat([test.x, test.y], axis=1)
+    else:
+        table = read_table(data, na=tuple(na) or tuple(about.get("na", ())))
+    table = table.set_axis([str(c) for c in table.columns], axis=1)
+    rows = finished.posterior.data
+    names = [c.name for c in rows.encoding.columns] if rows.encoding is not None else list(rows.columns or ())
+    if not names:
+        raise DataError(
+            f"{data}: expected a run that was fitted to named columns, got one fitted to an array. Use bnn.load(run).predict "
+            "in Python."
+        )
+    absent = [name for name in names if name not in table.columns]
+    if absent:
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        shown, held = ", ".join(map(repr, absent[:5])), ", ".join(map(repr, list(table.columns)[:10]))
+        raise DataError(
+            f"{data}: expected the columns that the run was fitted to, got none called {shown}{more}. The file has {held}."
+        )
+    goal = finished.content["data"]["target"]
+    y = table[goal] if goal in table.columns and not table[goal].isna().any() else None
+    return table[names], y
+
+
+def new_file(out: str, overwrite: bool) -> Path:
+    """The path that ``--out`` names, if a file may be written there. Raises: RunError, before any work."""
+    path = Path(out)
+    if not out or any(not c.isprintable() for c in out):
+        raise RunError(f"--out: expected the path of a file, got {printable(out)}.")
+    if path.is_dir():
+        raise RunError(f"--out {path}: expected a file, got a directory. Name a file in it.")
+    if path.exists() and not overwrite:
+        raise RunError(
+            f"--out {path}: expected a new file, got one that exists. Choose another name, or add --overwrite."
+        )
+    if not path.parent.is_dir():
+        raise RunError(f"--out {path}: expected a folder to write to, got none called {path.parent}. Make it first.")
+    return path

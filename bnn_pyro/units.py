@@ -1,0 +1,142 @@
+"""Original and standard units: what a model sees has mean 0 and standard deviation 1 in the training rows."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnn_pyro.data import Data
+
+
+@dataclass(frozen=True)
+class Units:
+    """Affine maps between original and standard units: standard = (original - mean) / sd, by column.
+
+    ``x`` maps an input's name ("" for an x that is no dict) to (mean, sd), each of the trailing shape of that input;
+    ``y`` is (mean, sd) of the target, or None where it keeps its units. Float64 throughout.
+    """
+
+    x: dict[str, tuple[np.ndarray, np.ndarray]]
+    y: tuple[np.ndarray, np.ndarray] | None = None
+
+    def inputs(self, x: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+        """x in standard units."""
+        if isinstance(x, dict):
+            return {name: self._standard(name, a) for name, a in x.items()}
+        return self._standard("", x)
+
+    def targets(self, y: np.ndarray) -> np.ndarray:
+        """y in standard units."""
+        return y if self.y is None else (y.astype(np.float64) - self.y[0]) / self.y[1]
+
+    @property
+    def y_mean(self) -> np.ndarray:
+        return np.zeros(()) if self.y is None else self.y[0]
+
+    @property
+    def y_sd(self) -> np.ndarray:
+        return np.ones(()) if self.y is None else self.y[1]
+
+    @property
+    def log_jacobian(self) -> float:
+        """Log sd of y, summed over outputs: subtract it from a log density in standard units to get original ones."""
+        return float(np.log(self.y_sd).sum())
+
+    def _standard(self, name: str, array: np.ndarray) -> np.ndarray:
+        if name not in self.x:
+            return array
+        mean, sd = self.x[name]
+        return (array.astype(np.float64) - mean) / sd
+
+
+def learn_units(data: Data, *, x: bool, y: bool, where: str) -> Units:
+    """Means and standard deviations (ddof 0) of the columns of x and of y; constant columns keep sd 1, with a warning.
+
+    Columns of 0 and 1 that stand for a category keep their values: in standard units a rare category would be a huge
+    number. A dict's integers keep theirs too, as they may be an index.
+    """
+    named = data.x if isinstance(data.x, dict) else {"": data.x}
+    real = {name: a for name, a in named.items() if name == "" or a.dtype.kind == "f"}
+    for name, array in real.items():
+        _warn_of_columns(array, name, data, where)
+    kept = data.encoding.indicators if data.encoding is not None else None
+    pairs = {name: _moments(a, kept) for name, a in real.items()} if x else {}
+    if not y or data.y is None:
+        return Units(pairs)
+    if len(data.y) > 1 and np.any(_constant(data.y)):
+        _warn(f"{where}, y: constant in the training rows, so it carries no information and is only centred.")
+    return Units(pairs, _moments(data.y, None))
+
+
+FAR = 100.0  # a standard deviation beyond 1/FAR to FAR is not what priors in standard units expect
+
+
+def warn_of_units(data: Data, y: bool, where: str) -> None:
+    """Warns of columns, and of y if asked, that are far from standard units where a model's priors expect those."""
+    named = data.x if isinstance(data.x, dict) else {"": data.x}
+    for name, array in {**named, **({"y": data.y} if y and data.y is not None else {})}.items():
+        if len(array) < 2 or array.ndim > 2 or array.dtype.kind == "b":
+            continue
+        sd = np.atleast_1d(array.astype(np.float64).std(0))
+        level = np.atleast_1d(np.abs(array.astype(np.float64).mean(0)))
+        far = ~np.atleast_1d(_constant(array)) & ((sd > FAR) | (sd < 1 / FAR) | (level > FAR))
+        if far.any():
+            i = int(np.flatnonzero(far)[0])
+            label = "y" if name == "y" and array is data.y else f"x{f'[{name!r}]' if name else ''}"
+            which = f", {_named(np.flatnonzero(far), data, array)}" if array.ndim == 2 else ""
+            _warn(
+                f"{where}, {label}{which}: the priors expect numbers near 0 of standard deviation near 1, got mean "
+                f"{array[..., i].mean() if array.ndim == 2 else array.mean():.3g} and standard deviation {sd[i]:.3g}. "
+                "Leave standardize=True, or rescale."
+            )
+
+
+def _moments(array: np.ndarray, kept: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    if len(array) == 0:
+        return np.zeros(array.shape[1:]), np.ones(array.shape[1:])
+    array = array.astype(np.float64)
+    mean, sd = array.mean(0), np.where(_constant(array), 1.0, array.std(0))
+    return (mean, sd) if kept is None else (np.where(kept, 0.0, mean), np.where(kept, 1.0, sd))
+
+
+def _constant(array: np.ndarray) -> np.ndarray:
+    """By column, whether all rows hold the same number, but for rounding."""
+    array = array.astype(np.float64)
+    return array.std(0) <= 1e-12 * np.abs(array.mean(0)) if len(array) else np.zeros(array.shape[1:], dtype=bool)
+
+
+def _warn_of_columns(array: np.ndarray, name: str, data: Data, where: str) -> None:
+    """One warning for constant columns and one for columns that repeat others: their weights learn nothing of their own."""
+    if len(array) < 2 or array.ndim > 2:
+        return
+    label = f"{where}, x{f'[{name!r}]' if name else ''}"
+    constant = np.atleast_1d(_constant(array))
+    if constant.any():
+        which = _named(np.flatnonzero(constant), data, array)
+        _warn(f"{label}, {which}: constant in the training rows, so it carries no information and is only centred.")
+    first: dict[bytes, int] = {}
+    twins = {}
+    for i in np.flatnonzero(~constant) if array.ndim == 2 else ():
+        twin = first.setdefault(hashlib.sha256(np.ascontiguousarray(array[:, i]).tobytes()).digest(), int(i))
+        if twin != i:
+            twins[int(i)] = twin
+    if twins:
+        which = _named(list(twins), data, array)
+        others = _named(list(dict.fromkeys(twins.values())), data, array)
+        _warn(f"{label}, {which}: equal to {others} in each training row, so only the sum of their weights is learnt.")
+
+
+def _named(which: Any, data: Data, array: np.ndarray) -> str:
+    """Columns by name or number, at most ten of them."""
+    named = data.columns if data.columns and array.ndim == 2 and len(data.columns) == array.shape[1] else None
+    shown = [str(named[i]) if named else str(int(i)) for i in which][:10]
+    more = f" and {len(which) - 10} more" if len(which) > 10 else ""
+    return f"column{'s' if len(which) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
