@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bnn_pyro import labels
-from bnn_pyro.errors import DataError, ShapeError, printable, unknown
+from bnn_pyro.errors import DataError, ShapeError, unknown
 from bnn_pyro.frames import MISSING, Encoding, complete_rows, learn_encoding
 
 RESERVED = ("chain", "draw", "row", "feature", "probe", "probe_row", "class")  # dimensions of the results
@@ -103,8 +104,9 @@ def collect(
         arrays = _array(x, "x", where, columns)
     n = rows(arrays)
     if classes and y is not None:
-        if not _is_frame(y) and np.ndim(y) == 1 and len(y) != n:
-            raise _lengths_differ(arrays, np.shape(y), where)
+        shape = labels.to_array(y).shape
+        if not _is_frame(y) and shape and shape[0] != n and (len(shape) == 1 or shape == (1, n)):
+            raise _lengths_differ(arrays, shape, where)
         y, known = labels.learn_classes(y, f"{where}, y", count)
     elif y is not None:
         y = _array(y.to_numpy() if hasattr(y, "to_numpy") else y, "y", where, None)
@@ -144,6 +146,9 @@ def _lengths_differ(x: Any, y: tuple[int, ...], where: str) -> ShapeError:
 
 def _array(value: Any, name: str, where: str, columns: tuple[str, ...] | None) -> np.ndarray:
     if isinstance(value, Tensor):
+        if value.is_meta or value.layout != torch.strided:
+            kind = "one without values" if value.is_meta else f"one of layout {value.layout}"
+            raise DataError(f"{where}, {name}: expected a dense tensor, got {kind}. Pass x.to_dense(), or an array.")
         value = value.detach().cpu()
         value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
     try:
@@ -153,26 +158,44 @@ def _array(value: Any, name: str, where: str, columns: tuple[str, ...] | None) -
             f"{where}, {name}: expected rows of equal length, got a ragged list. Pass an array."
         ) from error
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{where}, {name}: expected numbers, got {_what(array)}. {_remedy(name)}")
+        raise DataError(f"{where}, {name}: expected numbers, got {_what(array)}. {_remedy(array, name)}")
     if array.ndim == 0:
         raise ShapeError(f"{where}, {name}: expected rows on the first axis, got a single number. Pass an array.")
     if array.dtype.kind == "f":
         refuse_not_finite(array, name, where, columns)
+    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
+        raise DataError(
+            f"{where}, {name}: expected whole numbers below 2**63, which torch can hold, got {array.max()}. "
+            "Pass floats, or smaller numbers."
+        )
     return array
 
 
 def _what(array: np.ndarray) -> str:
-    shown = "text" if array.dtype.kind in "US" else f"values of type {array.dtype}"
-    return f"{shown}, such as {printable(array.ravel().tolist()[0])}" if array.size else shown
+    """What an array holds that is no array of numbers, by the first of its values that is none."""
+    strange = [v for v in array.ravel().tolist() if not isinstance(v, Real)]
+    if array.dtype == object and not strange:
+        return "numbers kept as objects"
+    kind = "text" if all(isinstance(v, str) for v in strange[:1]) else f"values of type {array.dtype}"
+    return f"{kind}, such as {labels.shown(strange[0])}" if strange else kind
 
 
-def _remedy(name: str) -> str:
+def _remedy(array: np.ndarray, name: str) -> str:
+    if array.dtype == object and all(isinstance(v, Real) for v in array.ravel().tolist()):
+        return f"Pass {name}.astype(float)."
     if name == "y":
         return "Use a model for classification, or numbers."
     return "Encode it as numbers, or pass a data frame, whose text columns are encoded."
 
 
-def refuse_not_finite(array: np.ndarray, name: str, where: str, columns: tuple[str, ...] | None) -> None:
+def refuse_not_finite(
+    array: np.ndarray,
+    name: str,
+    where: str,
+    columns: tuple[str, ...] | None,
+    expected: str = "finite numbers",
+    remedy: str = "Drop or impute those rows.",
+) -> None:
     """Raises: DataError that names the first row and column of an array (n, ...) where it is not finite."""
     bad = ~np.isfinite(array)
     if not bad.any():
@@ -182,8 +205,8 @@ def refuse_not_finite(array: np.ndarray, name: str, where: str, columns: tuple[s
     if len(index) == 2:
         column = f", column {index[1]}" + (f" ({columns[index[1]]!r})" if columns else "")
     raise DataError(
-        f"{where}, {name}: expected finite numbers, got {array[index]} at row {index[0]}{column}; "
-        f"{int(bad.sum())} of {array.size} values are not finite. Drop or impute those rows."
+        f"{where}, {name}: expected {expected}, got {array[index]} at row {index[0]}{column}; "
+        f"{int(bad.sum())} of {array.size} values are not finite. {remedy}"
     )
 
 

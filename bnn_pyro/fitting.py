@@ -14,7 +14,7 @@ from torch import Tensor
 from bnn_pyro.compiled import BACKENDS
 from bnn_pyro.data import Data, collect, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
-from bnn_pyro.errors import DataError, OptionError, unknown
+from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown
 from bnn_pyro.inference import MAP, NUTS, SVI, Method, Prior, make_method
 from bnn_pyro.isolation import check_seed
 from bnn_pyro.model import BNN, Model
@@ -70,12 +70,13 @@ def fit(
         **options: The method's settings, such as ``chains=4, warmup=500, draws=500``.
     Raises: BNNError, in one sentence and before any sampling, for data, models or options that cannot be used.
     """
-    bnn = (model if isinstance(model, Model) else BNN(model)).fresh()
+    bnn = as_model(model).fresh()
     method = _method(inference, options)
     torch_dtype, torch_device = _dtype(dtype), find_device(device)
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if given not in known:
             raise unknown(kind, given, known)
+    _check_flags(standardize, progress)
     check_seed(seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -114,24 +115,29 @@ def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: 
     x = inputs_to_tensors(units.inputs(data.x), dtype, device, floating)
     assert data.y is not None, "checked by training_rows"
     y = to_tensor(units.targets(data.y), dtype, device, floating=floating and bnn.task != "classification")
-    _refuse_rounding(data.y, y, f"{bnn.name}, y")
+    if units.y is None:
+        _refuse_rounding(data.y, y, dtype, f"{bnn.name}, y")
     for label, tensor in (
         [*((f"x[{k!r}]", v) for k, v in x.items()), ("y", y)] if isinstance(x, dict) else [("x", x), ("y", y)]
     ):
         if tensor.is_floating_point():  # a number may be finite in float64 and not in float32
-            refuse_not_finite(tensor.cpu().numpy(), label, f"{bnn.name}, as {dtype}", data.columns)
+            remedy = "Pass dtype='float64', or rescale." if dtype != torch.float64 else "Rescale those columns."
+            refuse_not_finite(
+                tensor.cpu().numpy(), label, bnn.name, data.columns, f"numbers that {dtype} can hold", remedy
+            )
     build = build_target if data.n else build_empty_target
     return build(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
 
 
-def _refuse_rounding(y: np.ndarray, tensor: Tensor, where: str) -> None:
-    """Raises: DataError for whole numbers, in their own units, that the dtype cannot hold."""
-    if y.dtype.kind not in "iu" or not tensor.is_floating_point():
+def _refuse_rounding(y: np.ndarray, tensor: Tensor, dtype: torch.dtype, where: str) -> None:
+    """Raises: DataError for whole numbers, in their own units, that the dtype cannot hold; an observed site casts to it."""
+    if y.dtype.kind not in "iu":
         return
-    changed = np.flatnonzero((tensor.cpu().double().numpy() != y).reshape(len(y), -1 if len(y) else 1).any(1))
-    if len(changed) and float(np.abs(y).max()) >= 2**24:
+    whole = torch.as_tensor(y.astype(np.int64))  # int64 compares exactly where float64 would round, too
+    changed = np.flatnonzero((tensor.cpu().to(dtype).to(torch.int64) != whole).reshape(len(y), -1 if len(y) else 1).any(1))
+    if len(changed):
         raise DataError(
-            f"{where}: expected whole numbers that {tensor.dtype} can hold, got {y[changed[0]]} at row {changed[0]}. "
+            f"{where}: expected whole numbers that {dtype} can hold, got {y[changed[0]]} at row {changed[0]}. "
             "Pass dtype='float64', or standardise."
         )
 
@@ -139,6 +145,29 @@ def _refuse_rounding(y: np.ndarray, tensor: Tensor, where: str) -> None:
 def _has_units(bnn: Model, data: Data) -> bool:
     """Whether y is a real number: said by a zoo model's task, and for a user's program by its values being floats."""
     return bnn.real_targets and (bnn.card is not None or (data.y is not None and data.y.dtype.kind == "f"))
+
+
+def as_model(model: Any) -> Model:
+    """A model of the zoo or a ``BNN`` as it is, a Pyro program as a ``BNN``. Raises: ModelError for anything else."""
+    if isinstance(model, Model):
+        return model
+    if callable(model) and not (isinstance(model, type) and issubclass(model, Model)):
+        return BNN(model)
+    remedy = "Write bnn.get_model('linear'), or pass a program."
+    if isinstance(model, str):
+        remedy = f"Write bnn.get_model({printable(model)})."
+    elif isinstance(model, type):
+        remedy = f"Write {model.__name__}()."
+    raise ModelError(
+        f"fit, model: expected a model of the zoo, a BNN, or a Pyro program model(x, y=None), got {printable(model)}. {remedy}"
+    )
+
+
+def _check_flags(standardize: Any, progress: Any) -> None:
+    """Raises: OptionError for a flag that is no truth value, such as the text 'no', which Python takes for True."""
+    for name, value, also in (("standardize", standardize, ", or None"), ("progress", progress, "")):
+        if not (isinstance(value, bool) or (value is None and also)):
+            raise OptionError(f"fit, {name}: expected True or False{also}, got {value!r}.")
 
 
 def _infer(target: Target, method: Method, bnn: Model, seed: int, backend: str, progress: bool) -> Draws:

@@ -9,6 +9,7 @@ Weights are drawn in standard form and scaled afterwards, so that the posterior'
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import pyro
@@ -62,12 +63,12 @@ def check_layers(name: str, hidden: Sequence[int], activation: str, fewest: int 
             f"{name}, hidden: expected a tuple of whole numbers above 0, got {hidden!r}. One layer of 50 units is (50,)."
             + none
         )
-    if activation not in ACTIVATIONS:
+    if activation not in list(ACTIVATIONS):  # a list, as what was given may not be hashable
         raise OptionError(f"{name}, activation: expected {' or '.join(map(repr, ACTIVATIONS))}, got {activation!r}.")
 
 
 def check_positive(name: str, **values: float) -> None:
     """Raises: OptionError for a hyper-parameter that is no positive, finite number."""
     for option, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise OptionError(f"{name}, {option}: expected a positive number, got {value!r}.")

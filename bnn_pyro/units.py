@@ -62,7 +62,7 @@ def learn_units(data: Data, *, x: bool, y: bool, where: str) -> Units:
     named = data.x if isinstance(data.x, dict) else {"": data.x}
     real = {name: a for name, a in named.items() if name == "" or a.dtype.kind == "f"}
     for name, array in real.items():
-        _warn_of_columns(array, name, data, where)
+        _warn_of_columns(array, name, data, where, centred=x)
     kept = data.encoding.indicators if data.encoding is not None else None
     pairs = {name: _moments(a, kept) for name, a in real.items()} if x else {}
     if not y or data.y is None:
@@ -81,8 +81,8 @@ def warn_of_units(data: Data, y: bool, where: str) -> None:
     for name, array in {**named, **({"y": data.y} if y and data.y is not None else {})}.items():
         if len(array) < 2 or array.ndim > 2 or array.dtype.kind == "b":
             continue
-        sd = np.atleast_1d(array.astype(np.float64).std(0))
-        level = np.atleast_1d(np.abs(array.astype(np.float64).mean(0)))
+        mean, sd = (np.atleast_1d(moment) for moment in _mean_and_sd(array))
+        level = np.abs(mean)
         far = ~np.atleast_1d(_constant(array)) & ((sd > FAR) | (sd < 1 / FAR) | (level > FAR))
         if far.any():
             i = int(np.flatnonzero(far)[0])
@@ -90,7 +90,7 @@ def warn_of_units(data: Data, y: bool, where: str) -> None:
             which = f", {_named(np.flatnonzero(far), data, array)}" if array.ndim == 2 else ""
             _warn(
                 f"{where}, {label}{which}: the priors expect numbers near 0 of standard deviation near 1, got mean "
-                f"{array[..., i].mean() if array.ndim == 2 else array.mean():.3g} and standard deviation {sd[i]:.3g}. "
+                f"{mean[i]:.3g} and standard deviation {sd[i]:.3g}. "
                 "Leave standardize=True, or rescale."
             )
 
@@ -98,18 +98,32 @@ def warn_of_units(data: Data, y: bool, where: str) -> None:
 def _moments(array: np.ndarray, kept: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     if len(array) == 0:
         return np.zeros(array.shape[1:]), np.ones(array.shape[1:])
-    array = array.astype(np.float64)
-    mean, sd = array.mean(0), np.where(_constant(array), 1.0, array.std(0))
+    mean, sd = _mean_and_sd(array)
+    sd = np.where(_constant(array), 1.0, sd)
     return (mean, sd) if kept is None else (np.where(kept, 0.0, mean), np.where(kept, 1.0, sd))
+
+
+def _mean_and_sd(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column of an array with rows, float64.
+
+    Taken of numbers between -1 and 1, since squares of numbers beyond 1e154 or below 1e-162 are infinite or 0. Dividing by
+    a power of two rounds nothing.
+    """
+    array = array.astype(np.float64)
+    largest = np.frexp(np.abs(array).max(0))[1]
+    scaled = np.ldexp(array, -largest)
+    return np.ldexp(scaled.mean(0), largest), np.ldexp(scaled.std(0), largest)
 
 
 def _constant(array: np.ndarray) -> np.ndarray:
     """By column, whether all rows hold the same number, but for rounding."""
-    array = array.astype(np.float64)
-    return array.std(0) <= 1e-12 * np.abs(array.mean(0)) if len(array) else np.zeros(array.shape[1:], dtype=bool)
+    if not len(array):
+        return np.zeros(array.shape[1:], dtype=bool)
+    mean, sd = _mean_and_sd(array)
+    return sd <= 1e-12 * np.abs(mean)
 
 
-def _warn_of_columns(array: np.ndarray, name: str, data: Data, where: str) -> None:
+def _warn_of_columns(array: np.ndarray, name: str, data: Data, where: str, centred: bool) -> None:
     """One warning for constant columns and one for columns that repeat others: their weights learn nothing of their own."""
     if len(array) < 2 or array.ndim > 2:
         return
@@ -117,7 +131,8 @@ def _warn_of_columns(array: np.ndarray, name: str, data: Data, where: str) -> No
     constant = np.atleast_1d(_constant(array))
     if constant.any():
         which = _named(np.flatnonzero(constant), data, array)
-        _warn(f"{label}, {which}: constant in the training rows, so it carries no information and is only centred.")
+        end = "and is only centred" if centred else "that an intercept does not"
+        _warn(f"{label}, {which}: constant in the training rows, so it carries no information {end}.")
     first: dict[bytes, int] = {}
     twins = {}
     for i in np.flatnonzero(~constant) if array.ndim == 2 else ():

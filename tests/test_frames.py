@@ -292,7 +292,7 @@ def test_names_that_collide_are_refused():
         learn_encoding(pd.DataFrame({"c": ["a", "missing", "b", None]}), "fit", "impute")
     with pytest.raises(OptionError, match=r"^fit, missing: expected one of refuse, impute, drop, got 'mean'"):
         learn_encoding(people(), "fit", "mean")
-    with pytest.raises(DataError, match=r"at least one row, got none \(missing='drop'"):
+    with pytest.raises(DataError, match=r"at least one row without a missing value, got none"):
         learn_encoding(people()[:0], "fit", "drop")
 
 
@@ -320,3 +320,12 @@ def test_no_columns_give_a_matrix_without_columns():
     assert x.shape == (4, 0) and x.dtype == np.float64
     assert complete_rows(frame, None).tolist() == 4 * [True]
     assert learn_encoding(people(), "fit").apply(people()[:0], "predict").shape == (0, 5)
+
+
+def test_no_rows_tell_numbers_by_their_type_and_no_groups():
+    encoding = learn_encoding(people()[["age"]][:0], "fit")
+    assert encoding.names == ("age",) and encoding.apply(people()[["age"]][:0], "fit").shape == (0, 1)
+    with pytest.raises(
+        DataError, match=r"^fit, x: expected rows, to learn the groups of column 'sex' from, got none\.$"
+    ):
+        learn_encoding(people()[["sex"]][:0], "fit")
