@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -69,7 +70,7 @@ def datasets_page(entries: list[dict[str, Any]]) -> str:
     absent = [entry["name"] for entry in entries if not entry["available"]]
     if absent:
         lines += ["", wrapped(f"Not at hand: {', '.join(absent)}.")]
-        lines += ["bnn-pyro datasets --fetch NAME downloads one; BNN_PYRO_DATA names a folder of them."]
+        lines += ["bnn-pyro datasets --fetch NAME downloads one; BNN_PYRO_DATA names their folder."]
     return "\n".join([*lines, "", "bnn-pyro fit MODEL --data NAME fits a model to one."])
 
 
@@ -96,17 +97,18 @@ def model_page(name: str) -> str:
 def _sites(kind: type, card: Any) -> str:
     import torch
 
-    from bnn_pyro.data import collect
     from bnn_pyro.datasets import load_dataset
-    from bnn_pyro.fitting import make_target
+    from bnn_pyro.fitting import make_target, training_rows
     from bnn_pyro.isolation import isolated
     from bnn_pyro.structure import draw_from_prior
     from bnn_pyro.units import learn_units
 
     model = kind()
-    train = load_dataset(card.dataset).train
-    data = collect(train.x, train.y, where=model.name)
-    units = learn_units(data, x=True, y=model.real_targets, where=model.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant columns, which matter to a fit
+        data = training_rows(model, load_dataset(card.dataset).train, None, "refuse")
+        model = model.for_data(data)
+        units = learn_units(data, x=True, y=model.real_targets, where=model.name)
     target = make_target(model, data, units, torch.float32, "cpu")
     priors: dict[str, list[tuple[str, list[str]]]] = {}
 

@@ -53,13 +53,17 @@ def _confusion(axes: Any, prediction: ClassPrediction, codes: np.ndarray) -> Non
     axes.set_title("rows by true and predicted class", fontsize=9.5, loc="left")
     if k > MANY:
         return
-    names = [str(c) if len(str(c)) <= 12 else str(c)[:11] + "…" for c in prediction.classes]
+    names = _shortened(prediction.classes)
     turned = max(map(len, names)) > 3
     axes.set_xticks(range(k), names, rotation=45 if turned else 0, ha="right" if turned else "center", fontsize=8.5)
     axes.set_yticks(range(k), names, fontsize=8.5)
     for i, j in zip(*np.nonzero(counts)):
         color = "white" if shares[i, j] > 0.5 else "black"
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=color)
+
+
+def _shortened(classes: np.ndarray) -> list[str]:
+    return [str(c) if len(str(c)) <= 12 else str(c)[:11] + "…" for c in classes]
 
 
 def class_counts(posterior: Any, name: str, unit: str) -> Figure | None:
@@ -81,7 +85,9 @@ def class_counts(posterior: Any, name: str, unit: str) -> Figure | None:
     if outside.any():
         axes.plot(at[outside], observed[outside], "X", color=ORANGE, markersize=8, label="observed, outside of it")
     if len(classes) <= MANY:
-        axes.set_xticks(at, [str(c) for c in classes], fontsize=9)
+        names = _shortened(classes)
+        turned = sum(map(len, names)) > 60
+        axes.set_xticks(at, names, rotation=35 if turned else 0, ha="right" if turned else "center", fontsize=9)
     axes.set_xlabel(unit)
     axes.set_ylabel("rows")
     low_axis, high_axis = axes.get_ylim()

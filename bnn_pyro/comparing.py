@@ -54,14 +54,21 @@ def page(made: Compared) -> str:
     """What ``bnn-pyro compare`` prints."""
     first = next(iter(made.runs.values())).content
     head = f"Leave-one-out on {first['data']['rows']} training rows of {first.get('dataset', {}).get('name', 'data')}"
-    width = max(18, *(len(name) + 2 for name in made.runs))
+    width = min(max(18, *(len(name) + 2 for name in made.runs)), 24)
     table = [["", "elpd_loo", "se", "p_loo", "diff", "dse", "weight", "k>0.7"]]
     for name, row in made.loo.iterrows():
-        cells = [number(row[c]) for c in ("elpd_loo", "se", "p_loo", "elpd_diff", "dse")]
-        table.append([str(name), *cells, f"{row['weight']:.2f}", f"{100 * row['high_k']:.0f} %"])
-    parts = [f"{title(head)}\n{aligned(table, [width, 10, 8, 8, 8, 8, 8, 8])}"]
+        cells = [number(row[c] if abs(row[c]) > 1e-9 else 0.0) for c in ("elpd_loo", "se", "p_loo", "elpd_diff", "dse")]
+        shown = str(name) if len(str(name)) <= width - 2 else "…" + str(name)[3 - width :]
+        table.append([shown, *cells, f"{row['weight']:.2f}", f"{100 * row['high_k']:.0f} %"])
+    parts = [f"{title(head)}\n{aligned(table, [width, 10, 8, 8, 8, 8, 7, 7])}"]
     notes = ["elpd_loo: nats, summed over rows, higher is better; diff and dse: to the best, and its standard error."]
     bad = [str(name) for name, row in made.loo.iterrows() if row["high_k"] > UNRELIABLE]
+    points = [name for name, run in made.runs.items() if run.content["inference"]["name"] == "map"]
+    if points:
+        notes.append(
+            f"Not to be compared: {', '.join(points)}. A single point has no draws to weigh, so its elpd_loo is the log "
+            "likelihood of the rows it was fitted to, which is too high."
+        )
     if bad:
         notes.append(
             f"Not to be relied on for {', '.join(bad)}: Pareto k is above 0.7 in too many rows, as importance weights cannot "

@@ -7,11 +7,12 @@ from typing import Any
 
 from bnn_pyro.errors import OptionError, unknown
 from bnn_pyro.inference import METHODS, make_method
+from bnn_pyro.isolation import check_seed
 from bnn_pyro.options import field_types, parse_sets
 from bnn_pyro.registry import get_model, model_class
 from bnn_pyro.runner import held_out
 from bnn_pyro.scores import COVERAGES
-from bnn_pyro.sources import check_rows, open_data
+from bnn_pyro.sources import check_rows, is_table, open_data
 from bnn_pyro.tables import aligned, plus_minus, title, wrapped
 
 
@@ -39,6 +40,13 @@ def carry_out(
     for name in inference:
         if name not in METHODS:
             raise unknown("inference", name, METHODS)
+    for name in data:
+        if is_table(name):
+            raise OptionError(
+                f"coverage, --data: expected the name of a data set, got {name}, a table. bnn-pyro fit {model} --data {name} "
+                "--target COLUMN prints the coverage of its held-out rows."
+            )
+    check_seed(seed)
     plans = []
     for name in inference:
         hyperparameters, options = parse_sets(_own(sets, kind, name, inference), kind, METHODS[name], model)
@@ -73,8 +81,9 @@ def page(model: str, entries: Sequence[dict[str, Any]]) -> str:
         cells = [plus_minus(entry["scores"][f"test_coverage_{name}"]) for name in names]
         table.append([entry["data"], entry["inference"], str(entry["test_rows"]), *cells, entry["verdict"]])
     note = "Share of held-out rows inside their central interval, ± one standard error; rows counts them."
-    width = max(12, *(len(entry["data"]) + 2 for entry in entries))
-    return f"{title(f'Coverage of {model}')}\n{aligned(table, [width, 6, 6, 14, 14, 14, 15])}\n{wrapped(note, '  ')}"
+    width = max(10, *(len(entry["data"]) + 2 for entry in entries))
+    by = max(len(entry["inference"]) for entry in entries) + 1
+    return f"{title(f'Coverage of {model}')}\n{aligned(table, [width, by, 5, 14, 14, 14, 14])}\n{wrapped(note, '  ')}"
 
 
 def _own(sets: Sequence[str], kind: type, method: str, all_methods: Sequence[str]) -> list[str]:

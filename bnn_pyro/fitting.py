@@ -117,6 +117,8 @@ def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: 
     y = to_tensor(units.targets(data.y), dtype, device, floating=floating and bnn.task != "classification")
     if units.y is None:
         _refuse_rounding(data.y, y, dtype, f"{bnn.name}, y")
+    else:
+        _refuse_extreme(units.y, dtype, f"{bnn.name}, y")
     for label, tensor in (
         [*((f"x[{k!r}]", v) for k, v in x.items()), ("y", y)] if isinstance(x, dict) else [("x", x), ("y", y)]
     ):
@@ -134,11 +136,25 @@ def _refuse_rounding(y: np.ndarray, tensor: Tensor, dtype: torch.dtype, where: s
     if y.dtype.kind not in "iu":
         return
     whole = torch.as_tensor(y.astype(np.int64))  # int64 compares exactly where float64 would round, too
-    changed = np.flatnonzero((tensor.cpu().to(dtype).to(torch.int64) != whole).reshape(len(y), -1 if len(y) else 1).any(1))
+    changed = np.flatnonzero(
+        (tensor.cpu().to(dtype).to(torch.int64) != whole).reshape(len(y), -1 if len(y) else 1).any(1)
+    )
     if len(changed):
         raise DataError(
             f"{where}: expected whole numbers that {dtype} can hold, got {y[changed[0]]} at row {changed[0]}. "
             "Pass dtype='float64', or standardise."
+        )
+
+
+def _refuse_extreme(moments: tuple[np.ndarray, np.ndarray], dtype: torch.dtype, where: str) -> None:
+    """Raises: DataError where predictions, or their variances, would overflow or vanish in the units of y."""
+    limit = 1e30 if dtype == torch.float32 else 1e150
+    mean, sd = (np.abs(moment) for moment in moments)
+    if float(np.max(mean)) > limit or float(np.max(sd)) > limit or float(np.min(sd)) < 1 / limit:
+        remedy = "Pass dtype='float64', or rescale." if dtype == torch.float32 else "Rescale."
+        raise DataError(
+            f"{where}: expected a spread between {1 / limit:g} and {limit:g}, for predictions in {dtype}, got a mean of "
+            f"size {np.max(mean):.3g} and standard deviations from {np.min(sd):.3g} to {np.max(sd):.3g}. {remedy}"
         )
 
 

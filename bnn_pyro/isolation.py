@@ -80,4 +80,4 @@ def derive_seed(seed: int, *keys: int | str) -> int:
 def check_seed(seed: int) -> None:
     """Raises: OptionError for a seed that is no whole number from 0 on."""
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise OptionError(f"seed: expected a whole number of at least 0, got {seed!r}.")
+        raise OptionError(f"seed: expected a whole number of at least 0, got {seed!r}. Pass an int, such as 0.")

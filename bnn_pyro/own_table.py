@@ -50,12 +50,16 @@ def load_table(
         if column not in names:
             raise unknown(f"column of {name}", column, names)
     if target in drop:
-        raise OptionError(f"{name}: expected to keep the target {target!r}, got it among the columns to leave out.")
+        raise OptionError(
+            f"{name}: expected to keep the target {target!r}, got it among the columns to leave out. Name it once."
+        )
     if missing not in MISSING:
         raise unknown("value of missing", missing, MISSING)
     number = isinstance(held_out, int | float) and not isinstance(held_out, bool)
     if not number or not 0 <= held_out < 1:
-        raise OptionError(f"{name}, held_out: expected a share of the rows from 0 to below 1, got {held_out!r}.")
+        raise OptionError(
+            f"{name}, held_out: expected a share of the rows from 0 to below 1, got {held_out!r}. 0.2 is a fifth."
+        )
     table = table.set_axis(names, axis=1).drop(columns=list(drop))
     x, y = table.drop(columns=[target]), table[target]
     if missing == "drop":
@@ -67,7 +71,7 @@ def load_table(
     if len(gaps):
         raise DataError(
             f"{name}, column {target!r}: expected a target in each row, got none at row {gaps[0]}; {len(gaps)} of {len(y)} "
-            "are missing. Leave such rows out: missing='drop'."
+            "are missing. Leave such rows out: missing='drop' / --missing drop."
         )
     task = task or _task(y)
     if task == "classification":

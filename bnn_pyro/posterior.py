@@ -180,8 +180,10 @@ def _check_like(training: Data, given: Data, name: str) -> None:
             raise ShapeError(f"{where}: expected {label}, as in fit, got none.")
         if old.shape[1:] != new.shape[1:]:
             expected = ("n", *old.shape[1:])
+            turned = new.ndim == old.ndim == 2 and new.shape[0] == old.shape[1]
+            remedy = "It looks transposed: pass its .T." if turned else "Pass the columns that were fitted."
             raise ShapeError(
-                f"{where}: expected {label} of shape ({', '.join(map(str, expected))}), as in fit, got {new.shape}."
+                f"{where}: expected {label} of shape ({', '.join(map(str, expected))}), as in fit, got {new.shape}. {remedy}"
             )
 
 

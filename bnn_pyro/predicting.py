@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bnn_pyro import labels
 from bnn_pyro.class_prediction import ClassPrediction
 from bnn_pyro.errors import DataError, OptionError, RunError, printable
 from bnn_pyro.runner import Finished, held_out, read
-from bnn_pyro.tables import aligned, number, score_lines, title, wrapped
+from bnn_pyro.tables import WIDTH, aligned, number, score_lines, title, wrapped
 
 SHOWN = 10  # rows in the table that is printed
-SHOWN_CLASSES = 4  # of their probabilities
+LONGEST = 16  # characters of a label in that table
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Predicted:
     data: str
     table: pd.DataFrame
     scores: dict[str, Any]
+    scored: int  # rows that hold the target
     out: Path | None
 
 
@@ -46,15 +48,21 @@ def carry_out(
     if not 0 < interval < 1:
         raise OptionError(f"--interval: expected a probability between 0 and 1, got {interval:g}. Use 0.9 for 90 %.")
     target = None if out is None else new_file(out, overwrite)
+    if target is not None and target.exists() and Path(data).exists() and target.samefile(data):
+        raise RunError(f"--out {target}: expected another file than --data, got the same. Choose another name.")
     finished = read(run)
     posterior = finished.posterior
     x, y = _rows(finished, data, na)
     prediction = posterior.predict(x)
-    scores = held_out(posterior, _Rows(x, y))[1] if y is not None else {}
+    scores, scored = {}, 0
+    if y is not None:
+        known = ~y.isna().to_numpy()
+        scored = int(known.sum())
+        scores = held_out(posterior, _Rows(x[known], y[known]))[1]
     table = as_frame(prediction, interval)
     if target is not None:
         write_csv(table, target)
-    return Predicted(finished, data, table, scores, target)
+    return Predicted(finished, data, table, scores, scored, target)
 
 
 @dataclass(frozen=True)
@@ -111,17 +119,26 @@ def page(made: Predicted) -> str:
     """What ``bnn-pyro predict`` prints."""
     content, table = made.run.content, made.table
     head = f"{len(table)} rows of {made.data} by {content['model']['name']}, {content['inference']['name']}"
-    shown = list(table.columns)
-    hidden = [c for c in shown if c.startswith("p(")][SHOWN_CLASSES:] if "label" in table else []
-    shown = [c for c in shown if c not in hidden]
-    rows = [shown] + [[_cell(table[c].iloc[i]) for c in shown] for i in range(min(SHOWN, len(table)))]
-    widths = [max(len(row[j]) for row in rows) + 2 for j in range(len(shown))]
-    parts = [f"{title(head)}\n{aligned(rows, [widths[0] + 2, *widths[1:]])}"]
+    first = table.head(SHOWN)
+    cells = {
+        c: [_short(c), *(_cell(0.0 if c == "epistemic" and value < 1e-12 else value) for value in first[c])]
+        for c in table.columns
+    }
+    widths = {c: max(map(len, cells[c])) + 2 for c in cells}
+    hidden: list[str] = []  # probabilities of the last classes, until the others fit into a line
+    for c in reversed([c for c in cells if c.startswith("p(")]):
+        if 2 + sum(widths[k] for k in cells if k not in hidden) > WIDTH:
+            hidden.append(c)
+    shown = [c for c in cells if c not in hidden]
+    rows = list(zip(*(cells[c] for c in shown)))
+    parts = [f"{title(head)}\n{aligned(rows, [widths['row'] + 2, *(widths[c] for c in shown[1:])])}"]
     notes = []
     if len(table) > SHOWN:
-        notes.append(f"and {len(table) - SHOWN} rows more")
+        notes.append(f"and {len(table) - SHOWN} more row{'s' if len(table) > SHOWN + 1 else ''}")
     if hidden:
-        notes.append(f"{len(hidden)} classes' probabilities are not shown")
+        notes.append(
+            f"probabilities of {len(hidden)} classes are not shown" if len(hidden) > 1 else "one class is not shown"
+        )
     if notes:
         parts[0] += f"\n  ... {'; '.join(notes)}."
     unit = content["data"]["target"] or "y"
@@ -134,7 +151,8 @@ def page(made: Predicted) -> str:
             )
         )
     if made.scores:
-        parts.append(f"{title(f'Scores: the file holds {unit}')}\n{score_lines(made.scores)}")
+        some = f" in {made.scored} of {len(table)} rows" if made.scored < len(table) else ""
+        parts.append(f"{title(f'Scores: the file holds {unit}{some}')}\n{score_lines(made.scores)}")
     if made.run.content["verdict"]["verdict"] == "not converged":
         parts.append(
             wrapped(
@@ -152,6 +170,7 @@ def as_rows(made: Predicted) -> dict[str, Any]:
         "verdict": made.run.content["verdict"]["verdict"],
         "data": made.data,
         "scores": made.scores,
+        "scored_rows": made.scored,
         "rows": [
             {k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in made.table.to_dict("records")
         ],
@@ -159,11 +178,15 @@ def as_rows(made: Predicted) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    return number(float(value)) if isinstance(value, float | np.floating) else str(value)
+    return number(float(value)) if isinstance(value, float | np.floating) else _short(str(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _rows(finished: Finished, data: str, na: tuple[str, ...]) -> tuple[Any, Any]:
-    """x of the new rows with the columns that the run was fitted to, and y where the file holds the target."""
+    """x of the new rows with the columns that the run was fitted to, and y, with gaps, where the file holds the target."""
     from bnn_pyro.datasets import load_dataset
     from bnn_pyro.sources import is_table
     from bnn_pyro.table_files import read_table
@@ -190,7 +213,17 @@ def _rows(finished: Finished, data: str, na: tuple[str, ...]) -> tuple[Any, Any]
             f"{data}: expected the columns that the run was fitted to, got none called {shown}{more}. The file has {held}."
         )
     goal = finished.content["data"]["target"]
-    y = table[goal] if goal in table.columns and not table[goal].isna().any() else None
+    if goal not in table.columns or table[goal].isna().all():
+        return table[names], None
+    y = table[goal]
+    known = y[~y.isna()]
+    if rows.classes is not None:
+        labels.encode(known, rows.classes, f"{data}, column {goal!r}")
+    elif not pd.api.types.is_numeric_dtype(y):
+        raise DataError(
+            f"{data}, column {goal!r}: expected numbers, as in the training rows, got text, such as {known.iloc[0]!r}. "
+            "Mend it, or leave the column out."
+        )
     return table[names], y
 
 

@@ -59,7 +59,7 @@ class Prediction:
 
         With S draws in all, a bound at quantile q is off by about sqrt(q (1 - q) / S) in probability.
         """
-        if not 0 < p < 1:
+        if isinstance(p, bool) or not isinstance(p, int | float | np.number) or not 0 < p < 1:
             raise OptionError(f"interval: expected a probability between 0 and 1, got {p!r}. Use 0.9 for 90 %.")
         flat = self.draws.reshape(-1, *self.draws.shape[2:])
         tails = [(1 - p) / 2, (1 + p) / 2]

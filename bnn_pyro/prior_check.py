@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from bnn_pyro.class_prediction import ClassPrediction
 from bnn_pyro.drawing import BLUE, GREY, new_figure, titled, write
-from bnn_pyro.errors import unknown
+from bnn_pyro.errors import OptionError, unknown
 from bnn_pyro.inference import Prior
+from bnn_pyro.isolation import check_seed
 from bnn_pyro.options import parse_sets
 from bnn_pyro.predicting import new_file
 from bnn_pyro.registry import get_model, model_class
@@ -55,7 +56,12 @@ def carry_out(
     Raises: BNNError, before anything is drawn.
     """
     kind = model_class(model)
-    hyperparameters, _ = parse_sets(sets, kind, Prior, model)
+    hyperparameters, options = parse_sets(sets, kind, Prior, model)
+    if options:
+        raise OptionError("--set draws: expected a hyper-parameter of the model, got a flag. Write --draws.")
+    if draws < 2:
+        raise OptionError(f"--draws: expected at least 2, as their spread is shown, got {draws}. Use 1000.")
+    check_seed(seed)
     rows, source = open_data(data or kind.card.dataset, kind.card.task, model, **(table or {}))
     made = get_model(model, **hyperparameters)
     check_rows(made, rows, missing)
@@ -145,19 +151,20 @@ def page(made: PriorCheck) -> str:
     n = {k: number(v) for k, v in made.numbers.items()}
     if made.classes:
         lines = [
-            ("probability of the likeliest class", f"{n['confidence_low']} to {n['confidence_high']}",
-             f"90 % of draws and rows; median {n['confidence_median']}"),
-            ("entropy of the prior predictive", n["entropy"], f"nats; {n['largest_entropy']} if all classes are alike"),
-            ("of it, given a function", n["aleatoric"], "nats; small: each function is sure of itself"),
+            ("likeliest class's probability", f"{n['confidence_low']} to {n['confidence_high']}",
+             "90 % of draws and rows"),
+            ("its median", n["confidence_median"], ""),
+            ("entropy of the predictive", n["entropy"], f"nats, at most {n['largest_entropy']}"),
+            ("of it, given a function", n["aleatoric"], "nats; small if each is sure"),
         ]  # fmt: skip
     else:
         lines = [
             (f"{made.target} observed", f"{n['observed_low']} to {n['observed_high']}", "90 % of the training rows"),
             (f"{made.target} under the prior", f"{n['prior_low']} to {n['prior_high']}", "90 %, noise included"),
-            (f"spread of {made.target}", n["observed_spread"], "half the 68 % interval, as below"),
+            (f"spread of {made.target}", n["observed_spread"], "half its 68 % interval"),
             ("spread of a function's value", n["function_spread"], "over draws; median over rows"),
             ("spread of the noise", n["noise_spread"], "over draws; median over rows"),
-            ("range of a function", n["function_range"], "over training rows; median over draws"),
+            ("range of a function", n["function_range"], "over rows; median over draws"),
         ]
     width = max(len(label) for label, _, _ in lines) + 2
     body = "\n".join(wrapped(f"{value:<17}{said}", f"  {label:<{width}}") for label, value, said in lines)
@@ -176,14 +183,16 @@ def as_dict(made: PriorCheck) -> dict[str, Any]:
 
 def _picture(at: pd.Series, column: str, curves: Any, x: pd.Series, y: np.ndarray, unit: str, head: str) -> Figure:
     figure, (axes,) = new_figure(9.0, 5.0, 1)
-    values = np.arange(len(at)) if at.dtype == object or isinstance(at.dtype, pd.StringDtype) else at.to_numpy()
+    values = at.to_numpy() if len(at) == POINTS else np.arange(len(at))  # a value of text or a boolean has a place
     f = curves.function_draws.reshape(-1, len(at))
     for p, alpha in ((0.9, 0.13), (0.5, 0.2)):
         low, high = curves.interval(p)
         axes.fill_between(values, low, high, color=BLUE, alpha=alpha, linewidth=0, label=f"{100 * p:.0f} % of y")
     for i, one in enumerate(f[:CURVES]):
-        axes.plot(values, one, color=BLUE, linewidth=0.8, alpha=0.55, label=f"{CURVES} functions" if i == 0 else None)
-    if values is not None and len(values) == POINTS:
+        axes.plot(
+            values, one, color=BLUE, linewidth=0.8, alpha=0.55, label=f"{len(f[:CURVES])} functions" if i == 0 else None
+        )
+    if len(at) == POINTS:
         axes.plot(x, y, ".", color="black", markersize=4, alpha=0.6, label="training rows (not used)")
         axes.set_xlim(values[0], values[-1])
     else:
@@ -214,7 +223,9 @@ def _class_picture(at: pd.Series, column: str, curves: Any, spread: Any, head: s
     left.set_ylim(-0.02, 1.02)
     left.set_xlabel(column)
     left.set_ylabel(f"probability of {curves.classes[-1]}")
-    left.set_title(f"{CURVES} functions along {column}, other inputs at their median", fontsize=9.5, loc="left")
+    left.set_title(
+        f"{len(p[:CURVES])} functions along {column}, other inputs at their median", fontsize=9.5, loc="left"
+    )
     right.hist(spread.function_draws.max(-1).ravel(), bins=40, range=(0, 1), density=True, color=GREY, alpha=0.6)
     right.axvline(1 / len(curves.classes), color="black", linewidth=1, linestyle="--")
     right.set_xlabel("probability of the likeliest class")

@@ -37,7 +37,7 @@ def model_names() -> list[str]:
 
 def model_class(name: str) -> Any:
     """The class of the model called ``name``. Raises: UnknownNameError, with the nearest right name."""
-    if name not in _REGISTERED:
+    if not isinstance(name, str) or name not in _REGISTERED:
         if not isinstance(name, str) or name not in model_names():
             raise unknown("model", name, model_names(), "bnn.list_models() shows all.")
         outside = {e.name: e for e in entry_points(group=ENTRY_POINTS)}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from bnn_pyro.datasets import DataSet, dataset_card, list_datasets, load_dataset
 from bnn_pyro.errors import DataError, OptionError
 from bnn_pyro.table_files import PARQUET_SUFFIXES, TEXT_SUFFIXES, read_table
@@ -16,7 +18,7 @@ HELD_OUT = 0.2
 def is_table(data: str) -> bool:
     """Whether ``--data`` names a file rather than a data set."""
     return data.lower().endswith((*TEXT_SUFFIXES, *PARQUET_SUFFIXES)) or (
-        data not in list_datasets() and Path(data).exists()
+        data not in list_datasets() and data != "" and Path(data).exists()
     )
 
 
@@ -63,7 +65,10 @@ def open_data(
     from bnn_pyro.own_table import load_table
 
     share = HELD_OUT if held_out is None else held_out
-    rows = load_table(data, target, task=task, drop=tuple(drop), held_out=share, missing=missing, na=tuple(na))
+    name, table = Path(data).name, read_table(data, na=tuple(na))
+    if missing == "refuse":
+        _refuse_gaps(table.drop(columns=list(drop), errors="ignore"), name, target)
+    rows = load_table(table, target, name=name, task=task, drop=tuple(drop), held_out=share, missing=missing)
     arguments = ["--target", target]
     for column in drop:
         arguments += ["--drop", column]
@@ -71,11 +76,26 @@ def open_data(
         arguments += ["--na", value]
     arguments += ["--held-out", f"{share:g}"] if held_out is not None else []
     arguments += ["--missing", missing] if missing != "refuse" else []
-    return rows, _described(rows, Path(data).name, arguments) | {"na": list(na)}
+    return rows, _described(rows, name, arguments) | {"na": list(na)}
 
 
 def _described(rows: DataSet, name: str, arguments: list[str]) -> dict[str, Any]:
     return {"name": name, "test_rows": len(rows.test), "target": rows.card.target, "arguments": arguments}
+
+
+def _refuse_gaps(table: pd.DataFrame, name: str, target: str) -> None:
+    """Here, where rows are still counted as in the file. Raises: DataError."""
+    for column in table.columns:
+        gaps = table[column].isna().to_numpy()
+        if gaps.any():
+            what = (
+                "fills in the median" if pd.api.types.is_numeric_dtype(table[column]) else "fills in the most frequent"
+            )
+            impute = "" if column == target else f", --missing impute {what} and adds a column that says where"
+            raise DataError(
+                f"{name}, column {column!r}: expected no missing value, got one at row {int(gaps.argmax())}; {int(gaps.sum())} "
+                f"of {len(gaps)} are missing. --missing drop leaves such rows out{impute}."
+            )
 
 
 def _split(split: str | None) -> int | str:

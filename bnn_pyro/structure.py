@@ -59,7 +59,7 @@ def build_target(
         latent = draw_from_prior if i % 2 == 0 else _mirrored_draw
         structure = _Structure(name, rows(x), dims or {}, dtype, params, latent)
         with isolated(seed=i // 2, dtype=dtype):
-            _run(structure, lambda: program(x, y), f"{name}: the program failed on {shapes}")
+            _run(structure, lambda: program(x, y), f"{name}: the program failed on {shapes}", flat=_is_flat(x))
         structure.check()
         runs.append(structure)
     first = runs[0]
@@ -74,7 +74,7 @@ def build_target(
     if target.predicted is not None:
         with isolated(seed=0, dtype=dtype):
             action = f"{name}: the program failed on {shapes.split(' and ')[0]} and y=None, as prediction runs it"
-            _run(None, lambda: target.conditional(draw_from_prior, x), action)
+            _run(None, lambda: target.conditional(draw_from_prior, x), action, flat=_is_flat(x))
     return target
 
 
@@ -156,7 +156,12 @@ def _mirrored_draw(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
     return transform(-transform.inv(value)), zero
 
 
-def _run(handler: Any, body: Callable[[], Any], action: str) -> None:
+def _is_flat(x: Inputs) -> bool:
+    return isinstance(x, Tensor) and x.ndim == 1
+
+
+def _run(handler: Any, body: Callable[[], Any], action: str, flat: bool) -> None:
+    """``flat``: whether x has no column axis, which most programs need."""
     try:
         if handler is None:
             body()
@@ -166,7 +171,11 @@ def _run(handler: Any, body: Callable[[], Any], action: str) -> None:
     except BNNError:
         raise
     except Exception as error:  # a user's program may raise anything; it is shown with what was being tried
-        raise ModelError(f"{action}: {type(error).__name__}: {error}") from error
+        text = f"{action}: {type(error).__name__}: {error}"
+        if flat:
+            end = "" if text.endswith(".") else "."
+            raise ShapeError(f"{text}{end} Rows of one column are x.reshape(-1, 1), of shape (n, 1).") from error
+        raise ModelError(text) from error
 
 
 def _shape(value: Any) -> Any:

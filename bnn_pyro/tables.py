@@ -27,8 +27,8 @@ SCORES = {
     "test_nll": ("negative log prob.", "nats a row; lower is better"),
     "test_brier": ("Brier score", "0 to 2; lower is better"),
     "test_ece": ("calibration error", "ECE, 15 bins; lower is better"),
-    "test_epistemic_nats": ("epistemic, mean", "nats, of the weights: more data removes it"),
-    "test_aleatoric_nats": ("aleatoric, mean", "nats, of the labels: more data leaves it"),
+    "test_epistemic_nats": ("epistemic nats, mean", "of the weights: more data removes it"),
+    "test_aleatoric_nats": ("aleatoric nats, mean", "of the labels: more data leaves it"),
 }
 
 
@@ -160,7 +160,8 @@ def _function_space(run: Finished) -> str:
     target = run.content["data"]["target"] or "y"
     if "noise_scale" in others:
         note += f"f and noise_scale are in units of {target}; "
-    note += f"log_likelihood in nats, y in its own units; log_prior and norms (sums of squares) {_units(run)}."
+    likelihood = "nats" if run.posterior.data.classes is not None else "nats, y in its own units"
+    note += f"log_likelihood in {likelihood}; log_prior and norms (sums of squares) {_units(run)}."
     columns = aligned(_rows(run, table.loc[[*shown, *others]]), COLUMNS)
     return f"{title('Function space')}\n{columns}\n{wrapped(note, '  ')}"
 
@@ -235,7 +236,8 @@ def score_lines(scores: dict[str, Any]) -> str:
         if key in scores:
             absent = key in ("test_epistemic_sd", "test_epistemic_nats") and scores[key]["value"] < 1e-12
             said = "a single point has none" if absent else hint
-            lines.append(f"  {label:<23}{plus_minus(scores[key]):>14}  {said}")
+            value = {"value": 0.0} if absent else scores[key]  # rounding leaves 1e-15
+            lines.append(f"  {label:<23}{plus_minus(value):>14}  {said}")
     return "\n".join(lines)
 
 
@@ -280,8 +282,10 @@ def _assignments(settings: dict[str, Any]) -> str:
 
 def plus_minus(score: dict[str, float]) -> str:
     value = number(score["value"])
+    if not math.isfinite(score.get("stderr", math.nan)):  # of a single row
+        return value
     digits = len(value.partition(".")[2]) if "e" not in value else 3
-    return f"{value} ± {score['stderr']:.{digits}f}" if "stderr" in score else value
+    return f"{value} ± {score['stderr']:.{digits}f}"
 
 
 def number(value: float) -> str:

@@ -61,8 +61,9 @@ class Linear(bnn.Model):
     rate: float = 1.0
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("prior_sd", "noise", "shape", "rate")}
-        check_positive("linear", **{name: value for name, value in given.items() if value is not None})
+        check_positive("linear", prior_sd=self.prior_sd, shape=self.shape, rate=self.rate)
+        if self.noise is not None:
+            check_positive("linear", noise=self.noise)
 
     def model(self, x, y=None):
         if self.noise is None:

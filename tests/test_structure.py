@@ -177,9 +177,7 @@ def test_columns_that_are_no_numbers():
         bnn.DataError, match=r"^linear, y: expected numbers, got text, such as .*'a'.*\. Use a model for class"
     ):
         bnn.fit(linear, X, list("abababab"))
-    with pytest.raises(
-        bnn.DataError, match=r"^linear, x: expected numbers, got values of type object, such as '1'\. Enc"
-    ):
+    with pytest.raises(bnn.DataError, match=r"^linear, x: expected numbers, got text, such as 'a'\. Encode"):
         bnn.fit(linear, [[1, "a"], [None, 2]], Y[:2])
     with pytest.raises(bnn.DataError, match=r"^linear, x: expected numbers, got values of type complex128"):
         bnn.fit(linear, X * 1j, Y)
