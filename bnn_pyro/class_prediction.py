@@ -46,6 +46,11 @@ class ClassPrediction:
         self.classes, self.probs, self.aleatoric, self.codes = classes, probs, aleatoric, codes
         self._log_prob, self._function_draws = log_prob, function_draws
 
+    def __repr__(self) -> str:
+        return (
+            f"ClassPrediction({len(self.probs)} rows, {len(self.classes)} classes; .probs .label .entropy .epistemic)"
+        )
+
     @property
     def label(self) -> np.ndarray:
         """The most probable class of each row, (n,); of equal ones, the first."""

@@ -159,7 +159,8 @@ def _table(asked: dict[str, Any]) -> dict[str, Any]:
 @click.option("--overwrite", is_flag=True, help="Replace the run in DIR, once the new one is whole.")
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 @click.option("--no-pictures", is_flag=True, help="No PNG files in the run directory.")
-def fit(model: str, overwrite: bool, no_progress: bool, no_pictures: bool, **asked: Any) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def fit(model: str, overwrite: bool, no_progress: bool, no_pictures: bool, as_json: bool, **asked: Any) -> int:
     """Fit a model to a data set or a table, and write a run directory.
 
     \b
@@ -174,6 +175,9 @@ def fit(model: str, overwrite: bool, no_progress: bool, no_pictures: bool, **ask
     table = _table(asked)
     plan = runner.plan(model, overwrite=overwrite, progress=not no_progress, table=table, **asked)
     run = _fit(plan, pictures=not no_pictures)
+    if as_json:
+        _json(run)
+        return _exit_code(run)
     _page(run)
     click.echo(f"\nSee this again:  {_command('summary', str(run.path))}")
     return _exit_code(run)
@@ -184,11 +188,11 @@ def fit(model: str, overwrite: bool, no_progress: bool, no_pictures: bool, **ask
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def summary(run: str, as_json: bool) -> int:
     """Print what fit printed, from the run directory RUN."""
-    from bnn_pyro import runner, tables
+    from bnn_pyro import runner
 
     finished = runner.read(run)
     if as_json:
-        click.echo(tables.as_json(tables.summary_json(finished)))
+        _json(finished)
     else:
         _page(finished)
     return _exit_code(finished)
@@ -201,6 +205,9 @@ def summary(run: str, as_json: bool) -> int:
 @click.option("--out", metavar="FILE", help="CSV file to write, a line for each row; without it, a table is printed.")
 @click.option("--interval", metavar="P", type=float, default=0.9, show_default=True,
               help="Probability of the central interval.")  # fmt: skip
+@click.option(
+    "--keep", metavar="COLUMN", multiple=True, help="A column of the file to copy, such as an id; repeatable."
+)
 @click.option("--na", metavar="TEXT", multiple=True, help="A text that means missing; by default as in fit.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print all rows as JSON.")
@@ -242,7 +249,7 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="A hyper-parameter of the model; repeatable.")
 @click.option("--draws", metavar="N", type=int, default=1000, show_default=True, help="Draws of the prior.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="All randomness comes from it.")
-@click.option("--out", metavar="FILE", help="Picture to write; by default prior-MODEL-DATA.png.")
+@click.option("--out", metavar="FILE", help="Picture to write; by default runs/prior-MODEL-DATA.png.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def prior(model: str, as_json: bool, **asked: Any) -> None:
@@ -326,6 +333,12 @@ def _page(run: Finished) -> None:
     from bnn_pyro import tables
 
     click.echo(visible(tables.summary_page(run)))
+
+
+def _json(run: Finished) -> None:
+    from bnn_pyro import tables
+
+    click.echo(tables.as_json(tables.summary_json(run)))
 
 
 def _exit_code(run: Finished) -> int:

@@ -42,6 +42,11 @@ class Column:
         own = {1: (), 2: self.levels[1:]}.get(len(self.levels), self.levels)
         return tuple(f"{self.name}={level}" for level in own)
 
+    @property
+    def used(self) -> bool:
+        """Whether anything of it is encoded: text that was the same in all training rows is left out."""
+        return bool(self.names) or self.flagged
+
     def encode(self, series: pd.Series, where: str) -> tuple[np.ndarray, np.ndarray]:
         """Encoded values (n, len(names)), and where they were missing (n,)."""
         gaps = missing_rows(series)

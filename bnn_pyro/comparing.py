@@ -61,7 +61,14 @@ def page(made: Compared) -> str:
         shown = str(name) if len(str(name)) <= width - 2 else "…" + str(name)[3 - width :]
         table.append([shown, *cells, f"{row['weight']:.2f}", f"{100 * row['high_k']:.0f} %"])
     parts = [f"{title(head)}\n{aligned(table, [width, 10, 8, 8, 8, 8, 7, 7])}"]
-    notes = ["elpd_loo: nats, summed over rows, higher is better; diff and dse: to the best, and its standard error."]
+    notes = [
+        "elpd_loo: nats, summed over rows, higher is better; diff and dse: to the best, and its standard error; p_loo: how "
+        "many free numbers the fit is worth; weight: in a mixture that would predict best; k>0.7: rows where it cannot be "
+        "relied on."
+    ]
+    close = [str(name) for name, row in made.loo.iterrows() if 0 < row["elpd_diff"] < 2 * row["dse"]]
+    if close:
+        notes.append(f"No clear difference to the best: {', '.join(close)} (diff below twice dse).")
     bad = [str(name) for name, row in made.loo.iterrows() if row["high_k"] > UNRELIABLE]
     points = [name for name, run in made.runs.items() if run.content["inference"]["name"] == "map"]
     if points:

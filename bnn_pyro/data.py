@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bnn_pyro import labels
-from bnn_pyro.errors import DataError, ShapeError, unknown
+from bnn_pyro.errors import DataError, ShapeError, printable, unknown
 from bnn_pyro.frames import MISSING, Encoding, complete_rows, learn_encoding
 
 RESERVED = ("chain", "draw", "row", "feature", "probe", "probe_row", "class")  # dimensions of the results
@@ -89,6 +90,10 @@ def collect(
             like.encoding if like is not None and like.encoding is not None else learn_encoding(x, where, missing)
         )
         x, columns = encoding.apply(x, where), encoding.names
+    if isinstance(x, str | Path):
+        raise DataError(
+            f"{where}, x: expected rows, got the text {printable(x)}. Read the file first: pandas.read_csv(...)."
+        )
     arrays: np.ndarray | dict[str, np.ndarray]
     if isinstance(x, Mapping):
         if not x:

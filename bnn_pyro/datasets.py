@@ -31,13 +31,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a data set: a data frame x (n, d) and a series y (n,), in original units or class labels."""
+    """Rows of a data set: a data frame x (n, d) and a series y (n,), in original units or class labels.
+
+    ``missing`` says what ``fit`` does with missing values, where it is not told.
+    """
 
     x: pd.DataFrame
     y: pd.Series
+    missing: str = "refuse"
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __repr__(self) -> str:
+        return f"Part({len(self)} rows: {self.x.shape[1]} columns in .x, {self.y.name} in .y)"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ class DataSet:
     train: Part
     test: Part
     card: DataCard
+
+    def __repr__(self) -> str:
+        rows = f"{len(self.train)} rows in .train, {len(self.test)} in .test"
+        return f"DataSet({self.card.name}, {self.card.task} of {self.card.target}: {rows})"
 
 
 def list_datasets() -> list[str]:

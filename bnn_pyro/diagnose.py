@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bnn_pyro.posterior import Posterior
 
 R_HAT, ESS, E_BFMI, TREES_AT_LIMIT = 1.01, 400.0, 0.3, 0.01
+FEWEST_STEPS = 200  # of an optimiser, below which its objective says nothing
 MOVING_NATS_PER_ROW = 0.02  # a rise of the ELBO over the second half of the steps that is worth more steps
 
 
@@ -120,11 +121,13 @@ def _approximated(posterior: Posterior) -> Verdict:
     gain, noise = elbo_gain(elbo)
     what = "log joint density" if isinstance(posterior.method, MAP) else "ELBO"
     numbers = {"elbo": float(elbo[-max(1, len(elbo) // 10) :].mean()), "elbo_gain": gain}
-    if not np.isfinite(noise):
+    if not np.isfinite(noise) or len(elbo) < FEWEST_STEPS:
         return Verdict(
             "not converged", [f"{len(elbo)} steps are too few to see the {what} settle."], ["steps=4000"], numbers
         )
-    if gain > max(3 * noise, MOVING_NATS_PER_ROW * posterior.data.n):
+    allowed = max(3 * noise, MOVING_NATS_PER_ROW * posterior.data.n)
+    rise = f"it rose by {gain:.1f} nats in the second half of the steps, and {allowed:.1f} are allowed"
+    if gain > allowed:
         return Verdict(
             "not converged",
             [f"the {what} still rose by {gain:.1f} nats in the second half of the steps (noise {noise:.1f})."],
@@ -134,11 +137,11 @@ def _approximated(posterior: Posterior) -> Verdict:
     if isinstance(posterior.method, MAP):
         return Verdict(
             "approximate",
-            [f"the {what} has settled; a single point, so epistemic uncertainty is absent by construction."],
+            [f"the {what} has settled ({rise}); a single point, so epistemic uncertainty is absent by construction."],
             ["inference='svi' or 'nuts' for uncertainty about the weights"],
             numbers,
         )
-    reasons = [f"the {what} has settled at {numbers['elbo']:.1f} nats."]
+    reasons = [f"the {what} has settled at {numbers['elbo']:.1f} nats ({rise})."]
     stats = posterior.draws.stats
     if "log_q" in stats:
         k = results.pareto_k((stats["log_p"] - stats["log_q"]).reshape(-1))

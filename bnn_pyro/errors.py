@@ -6,6 +6,8 @@ A message reads *where: expected what, got what. Do this.*
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -57,6 +59,14 @@ def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> Un
     else:
         text = f"expected one of {', '.join(names)}." if names else "there are none."
     return UnknownNameError(f"unknown {kind} {printable(name)}: {text}{' ' + hint if hint else ''}")
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warns, pointing at the line outside of this package that called it."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "bnn_pyro":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level + 1)
 
 
 def printable(name: object) -> str:

@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from bnn_pyro.class_prediction import ClassPrediction
-from bnn_pyro.errors import BNNError, DataError, ModelError, OptionError, unknown
+from bnn_pyro.errors import BNNError, DataError, ModelError, OptionError, unknown, warn
 from bnn_pyro.fitting import fit
 from bnn_pyro.frames import MISSING
 from bnn_pyro.isolation import check_seed
@@ -64,6 +65,10 @@ class _Estimator(BaseEstimator):
         }
         self.posterior_ = fit(model, X, y, **{"progress": False, **given, **options})
         self.model_ = self.posterior_.model
+        verdict = self.posterior_.verdict
+        if verdict.verdict == "not converged":
+            what = f"{type(self).__name__}: {verdict.reasons[0]} {'; '.join(verdict.remedies)}"
+            warn(f"{what.rstrip()}. posterior_.diagnose() says more.", ConvergenceWarning)
 
     def _check_target(self, model: Any, y: np.ndarray) -> None:
         """Raises: DataError or ValueError for a y (n,) that the model cannot have."""

@@ -45,7 +45,8 @@ def check_new_run(directory: str | Path, overwrite: bool = False) -> Path:
                     )
                 if not overwrite:
                     raise RunError(
-                        f"{where}: expected a new name, got a run that exists. Choose another, or overwrite it."
+                        f"{where}: expected a new name, got a run that exists. Choose another, or replace it "
+                        "(--overwrite, overwrite=True)."
                     )
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".bnn-pyro-", dir=path.parent):

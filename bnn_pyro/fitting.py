@@ -14,7 +14,7 @@ from torch import Tensor
 from bnn_pyro.compiled import BACKENDS
 from bnn_pyro.data import Data, collect, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
-from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown
+from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown, warn
 from bnn_pyro.inference import MAP, NUTS, SVI, Method, Prior, make_method
 from bnn_pyro.isolation import check_seed
 from bnn_pyro.model import BNN, Model
@@ -43,7 +43,7 @@ def fit(
     engine: str = "pyro",
     backend: str = "auto",
     progress: bool = True,
-    missing: str = "refuse",
+    missing: str | None = None,
     **options: Any,
 ) -> Posterior:
     """Fits a Bayesian neural network and returns its posterior.
@@ -66,7 +66,7 @@ def fit(
             compiles from 10,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
         progress: Show a bar on a terminal.
         missing: What to do with missing values of a data frame: ``"refuse"`` them, ``"drop"`` their rows, or ``"impute"`` the
-            median or most frequent value and add a column that says where.
+            median or most frequent value and add a column that says where; None for what ``load_table`` was told, or to refuse.
         **options: The method's settings, such as ``chains=4, warmup=500, draws=500``.
     Raises: BNNError, in one sentence and before any sampling, for data, models or options that cannot be used.
     """
@@ -87,13 +87,11 @@ def fit(
         if bnn.card is not None and not wanted:
             warn_of_units(data, bnn.real_targets, bnn.name)
         if data.n == 0:
-            warnings.warn(
-                f"{bnn.name}: no rows, so the posterior is the prior; its draws are drawn from there.", stacklevel=1
-            )
+            warn(f"{bnn.name}: no rows, so the posterior is the prior; its draws are drawn from there.")
             method = Prior(draws=getattr(method, "chains", 1) * getattr(method, "draws", 1))
     notes = [str(w.message) for w in caught]
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warn(note)
     target = make_target(bnn, data, units, torch_dtype, torch_device)
     if units.y is not None and target.predicted is None:
         raise OptionError(
@@ -201,8 +199,10 @@ def _method(inference: str | Method, options: dict) -> Method:
     )
 
 
-def training_rows(bnn: Model, x: Any, y: Any, missing: str = "refuse") -> Data:
+def training_rows(bnn: Model, x: Any, y: Any, missing: str | None = None) -> Data:
     """What a user passed to ``fit`` as rows, checked: x and y, or one object that holds both."""
+    told = getattr(x, "missing", None)  # a part of a table says; a data frame may have a column of that name
+    missing = missing or (told if isinstance(told, str) else "refuse")
     labels = bnn.task == "classification"
     how: dict[str, Any] = {"where": bnn.name, "missing": missing, "classes": labels, "empty": True}
     how |= {"count": bnn.class_count} if labels else {}

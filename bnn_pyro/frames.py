@@ -10,7 +10,6 @@ What is learnt is an ``Encoding``: plain values that a run's TOML file can hold.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from bnn_pyro.columns import Column, learn_column, missing_rows, sound
-from bnn_pyro.errors import DataError, OptionError, ShapeError
+from bnn_pyro.errors import DataError, OptionError, ShapeError, warn
 from bnn_pyro.labels import listed, shown
 
 MISSING = ("refuse", "impute", "drop")
@@ -48,15 +47,27 @@ class Encoding:
         Raises: ShapeError if the columns are not those of the training rows, in their order; DataError for a level
             that they lack, text among numbers, infinities, and missing values in a column that had none.
         """
-        _check_columns(frame, [column.name for column in self.columns], where)
+        frame = self._needed(frame, where)
         parts, flags = [np.zeros((len(frame), 0))] if not self.names else [], []
-        for i, column in enumerate(self.columns):
+        for i, column in enumerate(c for c in self.columns if c.used):
             values, gaps = column.encode(frame.iloc[:, i], where)
             if column.names:
                 parts.append(values)
             if column.flagged:
                 flags.append(gaps[:, None].astype(np.float64))
         return np.concatenate(parts + flags, axis=1)
+
+    def _needed(self, frame: Any, where: str) -> Any:
+        """The frame without columns that were the same in all training rows and so were left out."""
+        names = _column_names(frame, where)
+        idle = {c.name: c for c in self.columns if not c.used}
+        for i, name in enumerate(names):
+            if name in idle:
+                _warn_of_news(frame.iloc[:, i], idle[name], where)
+        kept = [i for i, name in enumerate(names) if name not in idle]
+        frame = frame.iloc[:, kept]
+        _check_columns(frame, [c.name for c in self.columns if c.used], where)
+        return frame
 
     def as_table(self) -> list[dict]:
         """The columns as dicts of text, numbers, booleans and lists; what has its default value is left out."""
@@ -107,9 +118,8 @@ def learn_encoding(frame: Any, where: str, missing: str = "refuse") -> Encoding:
             )
         seen.add(name)
     for column in columns:
-        if not column.names and not column.flagged:
-            text = f"{where}, x: column {column.name!r} is the same in all rows, so it is left out."
-            warnings.warn(text, stacklevel=4)  # the caller of fit, through data.py
+        if not column.used:
+            warn(f"{where}, x: column {column.name!r} is the same in all rows, so it is left out.")
     return encoding
 
 
@@ -125,6 +135,17 @@ def complete_rows(frame: Any, y: Any) -> np.ndarray:
             )
         complete &= ~gaps
     return complete
+
+
+def _warn_of_news(series: Any, column: Column, where: str) -> None:
+    """A column that said nothing in training does not keep rows from being predicted, but another value is news."""
+    for row, value in enumerate(series):
+        if not pd.isna(value) and str(value) not in map(str, column.levels):
+            warn(
+                f"{where}, x: column {column.name!r} was {shown(column.levels[0])} in all training rows, got {shown(value)} at "
+                f"row {row}: what that changes is not known, and predictions ignore it."
+            )
+            return
 
 
 def _column_names(frame: Any, where: str) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnn_pyro import labels, results
 from bnn_pyro.batching import gather_draws
+from bnn_pyro.errors import warn
 from bnn_pyro.function_space import function_space, probe_rows
 from bnn_pyro.isolation import derive_seed, isolated
 from bnn_pyro.prediction import predictive_draws
@@ -32,10 +32,9 @@ def build_groups(posterior: Posterior) -> Any:
     if target.empty:
         pass  # no rows, so no log likelihood by row, and nothing to compare with replicates
     elif target.joint:
-        warnings.warn(
+        warn(
             f"{target.name}: one joint observation of all rows has no pointwise log likelihood, so 'log_likelihood' is "
             "left out and az.loo refuses.",
-            stacklevel=2,
         )
     else:
         groups["log_likelihood"] = _log_likelihood(posterior)
@@ -43,9 +42,7 @@ def build_groups(posterior: Posterior) -> Any:
     if prior is not None:
         groups["prior"], groups["prior_predictive"] = prior[0], {} if target.empty else prior[1]
     else:
-        warnings.warn(
-            f"{target.name}: a prior is improper, so 'prior' and 'prior_predictive' are left out.", stacklevel=2
-        )
+        warn(f"{target.name}: a prior is improper, so 'prior' and 'prior_predictive' are left out.")
     name = "y"
     if target.predicted is not None:
         name = target.predicted.name

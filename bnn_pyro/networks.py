@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -52,6 +53,13 @@ def layer_dims(hidden: Sequence[int], output: str = "output") -> dict[str, tuple
     layers = ("feature", *(f"hidden_{i}" for i in range(1, len(hidden) + 1)), output)
     pairs = enumerate(zip(layers, layers[1:]), 1)
     return {k: v for i, (a, b) in pairs for k, v in ((f"w{i}", (a, b)), (f"b{i}", (b,)))}
+
+
+def as_layers(hidden: Any) -> Any:
+    """One number of units as a layer of so many, a list as a tuple."""
+    if isinstance(hidden, int) and not isinstance(hidden, bool):
+        return (hidden,)
+    return tuple(hidden) if isinstance(hidden, list) else hidden
 
 
 def check_layers(name: str, hidden: Sequence[int], activation: str, fewest: int = 1) -> None:

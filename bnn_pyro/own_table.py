@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bnn_pyro.columns import missing_rows
 from bnn_pyro.datasets import DataCard, DataSet, Part
 from bnn_pyro.embedded import SPLIT_SEED, checksum
 from bnn_pyro.errors import DataError, OptionError, unknown
@@ -37,8 +38,8 @@ def load_table(
         drop: Columns to leave out, such as identifiers.
         held_out: Share of the rows in ``test``, chosen by a fixed permutation; 0 for none. A row stays in ``train`` if it
             is the last of its class, or the last with some value of a text column.
-        missing: ``"drop"`` leaves out rows with a missing value; ``"refuse"`` and ``"impute"`` keep them, for ``fit`` to
-            refuse or fill in. Rows without a target are refused unless dropped.
+        missing: ``"refuse"`` a missing value, ``"drop"`` its row, or ``"impute"``: ``fit`` fills in the median or most frequent
+            value of the training rows and adds a column that says where. Rows without a target are refused unless dropped.
         na: Further values that mean missing, such as ``("?",)``.
         name: What the data set is called; the file's name by default.
     Raises: DataError, UnknownNameError or OptionError, in one sentence.
@@ -61,6 +62,8 @@ def load_table(
             f"{name}, held_out: expected a share of the rows from 0 to below 1, got {held_out!r}. 0.2 is a fifth."
         )
     table = table.set_axis(names, axis=1).drop(columns=list(drop))
+    if missing == "refuse":
+        _refuse_gaps(table, name, target)
     x, y = table.drop(columns=[target]), table[target]
     if missing == "drop":
         kept = complete_rows(x, y)
@@ -85,11 +88,28 @@ def load_table(
     train = np.setdiff1d(np.arange(len(y)), test)
     card = DataCard(name=name, task=task, target=target, about=f"{len(y)} rows of {name}.", source="your own",
                     checksum=checksum(x, y), where="table")  # fmt: skip
-    return DataSet(_part(x, y, train), _part(x, y, test), card)
+    return DataSet(_part(x, y, train, missing), _part(x, y, test, missing), card)
 
 
-def _part(x: pd.DataFrame, y: pd.Series, rows: np.ndarray) -> Part:
-    return Part(x.iloc[rows].reset_index(drop=True), y.iloc[rows].reset_index(drop=True))
+def _part(x: pd.DataFrame, y: pd.Series, rows: np.ndarray, missing: str) -> Part:
+    return Part(x.iloc[rows].reset_index(drop=True), y.iloc[rows].reset_index(drop=True), missing)
+
+
+def _refuse_gaps(table: pd.DataFrame, name: str, target: str) -> None:
+    """Here, where rows are still counted as in the table. Raises: DataError."""
+    for column in table.columns:
+        gaps = missing_rows(table[column])
+        if gaps.any():
+            middle = "median" if pd.api.types.is_numeric_dtype(table[column]) else "most frequent value"
+            impute = (
+                ""
+                if column == target
+                else (f", missing='impute' / --missing impute fills in the {middle} and adds a column that says where")
+            )
+            raise DataError(
+                f"{name}, column {column!r}: expected no missing value, got one at row {int(gaps.argmax())}; {int(gaps.sum())} "
+                f"of {len(gaps)} are missing. missing='drop' / --missing drop leaves such rows out{impute}."
+            )
 
 
 def _task(y: pd.Series) -> str:

@@ -17,7 +17,7 @@ from bnn_pyro.class_prediction import ClassPrediction, counts_classes, predict_c
 from bnn_pyro.data import Data, collect, inputs_to_tensors
 from bnn_pyro.diagnose import Verdict, diagnose
 from bnn_pyro.draws import Draws
-from bnn_pyro.errors import ModelError, OptionError, ShapeError
+from bnn_pyro.errors import ModelError, OptionError, ShapeError, warn
 from bnn_pyro.groups import build_groups
 from bnn_pyro.inference import Method
 from bnn_pyro.isolation import check_seed, derive_seed
@@ -30,7 +30,7 @@ from bnn_pyro.units import Units
 VERSIONS = ("bnn-pyro", "torch", "pyro-ppl", "arviz", "numpy")
 
 
-@dataclass
+@dataclass(repr=False)
 class Posterior:
     """What ``fit`` returns and ``load`` reads back.
 
@@ -51,6 +51,13 @@ class Posterior:
     seed: int
     warnings: list[str]
 
+    def __repr__(self) -> str:
+        chains, draws, dim = self.draws.z.shape
+        return (
+            f"Posterior({self.model.name} by {self.method.name}: {chains} x {draws} draws of {dim} latent numbers, "
+            f"{self.data.n} rows; .diagnose() .predict(x) .score(x, y) .idata)"
+        )
+
     @cached_property
     def idata(self) -> Any:
         """All ArviZ groups: InferenceData (ArviZ 0.2x) or DataTree (1.x). Built when first asked for."""
@@ -59,7 +66,7 @@ class Posterior:
             made = build_groups(self)
         for w in caught:
             self.warnings.append(str(w.message))
-            warnings.warn(str(w.message), stacklevel=2)
+            warn(str(w.message))
         return made
 
     @property
@@ -83,7 +90,8 @@ class Posterior:
         }
 
     def predict(self, x: Any, seed: int | None = None) -> Prediction | ClassPrediction:
-        """The posterior predictive at rows x, given in original units and with the columns of the training rows.
+        """The posterior predictive at rows x, given in original units and with the columns of the training rows (or a part
+        of a data set, such as ``data.test``).
 
         A ``Prediction`` (mean, sd, intervals), or a ``ClassPrediction`` (class probabilities) where y is a label.
 
@@ -92,7 +100,7 @@ class Posterior:
         Raises: DataError or ShapeError for rows that do not go with the training rows, naming both.
         """
         self._check_rows_fixed()
-        inputs = self._inputs(x)
+        inputs = self._inputs(x.x if hasattr(x, "x") and hasattr(x, "y") and not hasattr(x, "columns") else x)
         if seed is not None:
             check_seed(seed)
         seed = derive_seed(self.seed if seed is None else seed, "predict")

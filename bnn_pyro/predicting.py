@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pandas as pd
 
 from bnn_pyro import labels
 from bnn_pyro.class_prediction import ClassPrediction
-from bnn_pyro.errors import DataError, OptionError, RunError, printable
+from bnn_pyro.data import collect
+from bnn_pyro.errors import DataError, OptionError, RunError, printable, unknown
 from bnn_pyro.runner import Finished, held_out, read
 from bnn_pyro.tables import WIDTH, aligned, number, score_lines, title, wrapped
 
@@ -30,6 +33,8 @@ class Predicted:
     table: pd.DataFrame
     scores: dict[str, Any]
     scored: int  # rows that hold the target
+    seen: int  # rows that are training rows
+    ignored: list[str]  # columns of the file
     out: Path | None
 
 
@@ -40,6 +45,7 @@ def carry_out(
     interval: float = 0.9,
     na: tuple[str, ...] = (),
     overwrite: bool = False,
+    keep: Sequence[str] = (),
 ) -> Predicted:
     """Reads the run and the rows, predicts, and writes ``out`` if one is given.
 
@@ -52,7 +58,11 @@ def carry_out(
         raise RunError(f"--out {target}: expected another file than --data, got the same. Choose another name.")
     finished = read(run)
     posterior = finished.posterior
-    x, y = _rows(finished, data, na)
+    frame = _frame(finished, data, na)
+    for column in keep:
+        if column not in frame.columns:
+            raise unknown(f"column of {data}", column, list(frame.columns))
+    x, y = _rows(finished, data, frame)
     prediction = posterior.predict(x)
     scores, scored = {}, 0
     if y is not None:
@@ -60,9 +70,13 @@ def carry_out(
         scored = int(known.sum())
         scores = held_out(posterior, _Rows(x[known], y[known]))[1]
     table = as_frame(prediction, interval)
+    for i, column in enumerate(dict.fromkeys(keep)):
+        table.insert(1 + i, column, frame[column].to_numpy(), allow_duplicates=True)
+    used = {*x.columns, finished.content["data"]["target"], *keep}
+    ignored = [c for c in frame.columns if c not in used]
     if target is not None:
         write_csv(table, target)
-    return Predicted(finished, data, table, scores, scored, target)
+    return Predicted(finished, data, table, scores, scored, _seen(posterior, x), ignored, target)
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,11 @@ def page(made: Predicted) -> str:
                 f"In units of {unit}. sd**2 = epistemic_sd**2 + aleatoric_sd**2; the interval holds the noise.", "  "
             )
         )
+    if made.ignored:
+        parts.append(wrapped(f"ignored: {', '.join(made.ignored)}, as the run was not fitted to them.", "  "))
+    if made.scores and made.seen:
+        note = f"{made.seen} of these rows are training rows, on which scores flatter."
+        parts.append(wrapped(note, "  warning: "))
     if made.scores:
         some = f" in {made.scored} of {len(table)} rows" if made.scored < len(table) else ""
         parts.append(f"{title(f'Scores: the file holds {unit}{some}')}\n{score_lines(made.scores)}")
@@ -171,6 +190,8 @@ def as_rows(made: Predicted) -> dict[str, Any]:
         "data": made.data,
         "scores": made.scores,
         "scored_rows": made.scored,
+        "training_rows": made.seen,
+        "ignored": made.ignored,
         "rows": [
             {k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in made.table.to_dict("records")
         ],
@@ -185,21 +206,33 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _rows(finished: Finished, data: str, na: tuple[str, ...]) -> tuple[Any, Any]:
-    """x of the new rows with the columns that the run was fitted to, and y, with gaps, where the file holds the target."""
+def _seen(posterior: Any, x: Any) -> int:
+    """How many rows of x are training rows: equal in every input."""
+    given = collect(x, where=f"{posterior.model.name}, predict", like=posterior.data).x
+    known = {row.tobytes() for row in np.asarray(posterior.data.x, dtype=np.float64)}
+    return sum(row.tobytes() in known for row in np.asarray(given, dtype=np.float64))
+
+
+def _frame(finished: Finished, data: str, na: tuple[str, ...]) -> pd.DataFrame:
+    """The file, or the held-out rows of a data set, as a table with text for column names."""
     from bnn_pyro.datasets import load_dataset
     from bnn_pyro.sources import is_table
     from bnn_pyro.table_files import read_table
 
     about = finished.content.get("dataset", {})
     if not is_table(data):
-        test = load_dataset(data).test
+        split = about.get("split", "0") if data == about.get("name") else "0"
+        test = load_dataset(data, split=int(split) if split.isdigit() else split).test
         table = pd.concat([test.x, test.y], axis=1)
     else:
         table = read_table(data, na=tuple(na) or tuple(about.get("na", ())))
-    table = table.set_axis([str(c) for c in table.columns], axis=1)
+    return table.set_axis([str(c) for c in table.columns], axis=1)
+
+
+def _rows(finished: Finished, data: str, table: pd.DataFrame) -> tuple[Any, Any]:
+    """x of the new rows with the columns that the run was fitted to, and y, with gaps, where the file holds the target."""
     rows = finished.posterior.data
-    names = [c.name for c in rows.encoding.columns] if rows.encoding is not None else list(rows.columns or ())
+    names = [c.name for c in rows.encoding.columns if c.used] if rows.encoding is not None else list(rows.columns or ())
     if not names:
         raise DataError(
             f"{data}: expected a run that was fitted to named columns, got one fitted to an array. Use bnn.load(run).predict "
@@ -208,9 +241,14 @@ def _rows(finished: Finished, data: str, na: tuple[str, ...]) -> tuple[Any, Any]
     absent = [name for name in names if name not in table.columns]
     if absent:
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        shown, held = ", ".join(map(repr, absent[:5])), ", ".join(map(repr, list(table.columns)[:10]))
+        by_case = {c.casefold(): c for c in table.columns}
+        near = by_case.get(absent[0].casefold()) or next(
+            iter(difflib.get_close_matches(absent[0], table.columns, n=1)), None
+        )
+        hint = f"Did you mean {near!r}?" if near else f"The file has {', '.join(map(repr, list(table.columns)[:10]))}."
+        shown = ", ".join(map(repr, absent[:5]))
         raise DataError(
-            f"{data}: expected the columns that the run was fitted to, got none called {shown}{more}. The file has {held}."
+            f"{data}: expected the columns that the run was fitted to, got none called {shown}{more}. {hint} Rename or add it."
         )
     goal = finished.content["data"]["target"]
     if goal not in table.columns or table[goal].isna().all():

@@ -50,6 +50,13 @@ class Prediction:
         self.mean, self.epistemic = _mean_and_variance_over_draws(flat)
         self._log_prob = log_prob
 
+    def __repr__(self) -> str:
+        chains, draws, *rows = self.draws.shape
+        return (
+            f"Prediction({' x '.join(map(str, rows))} rows, {chains} x {draws} draws; .mean .std .epistemic .aleatoric "
+            ".interval(0.9))"
+        )
+
     @property
     def std(self) -> np.ndarray:
         return np.sqrt(self.epistemic + self.aleatoric)
@@ -174,7 +181,7 @@ def log_predictive_density(
         raise ShapeError(
             f"{target.name}, log_prob: expected y of shape {expected}, got {y.shape}. Give each row its y."
         )
-    standard = torch.as_tensor(units.targets(y)).to(dtype=target.dtype, device=target.device)
+    standard = torch.tensor(units.targets(y)).to(dtype=target.dtype, device=target.device)
 
     def pointwise(one: Tensor) -> Tensor:
         terms = target.evaluate(one, x, standard).log_likelihood.values()

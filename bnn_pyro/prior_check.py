@@ -71,7 +71,9 @@ def carry_out(
     if column not in names:
         raise unknown(f"column of {source['name']}", column, names)
     stem = source["name"].replace("/", "_").partition(".")[0]
-    path = new_file(out or f"prior-{model}-{stem}.png", overwrite or out is None)
+    if out is None:
+        Path("runs").mkdir(exist_ok=True)
+    path = new_file(out or f"runs/prior-{model}-{stem}.png", overwrite or out is None)
     posterior = made.fit(rows.train, inference=Prior(draws=draws), seed=seed, missing=missing)
     grid = along(rows.train.x, column)
     curves, spread = posterior.predict(grid), posterior.predict(rows.train.x)
@@ -197,8 +199,10 @@ def _picture(at: pd.Series, column: str, curves: Any, x: pd.Series, y: np.ndarra
         axes.set_xlim(values[0], values[-1])
     else:
         _name_values(axes, at)
-    low, high = (np.quantile(curves.draws, q) for q in (0.01, 0.99))
-    axes.set_ylim(min(low, y.min()), max(high, y.max()))
+    low, high = curves.interval(0.9)
+    low, high = min(float(np.median(low)), y.min()), max(float(np.median(high)), y.max())
+    pad = 0.3 * (high - low)  # a heavy-tailed prior has functions far outside, beside which nothing could be seen
+    axes.set_ylim(low - pad, high + pad)
     axes.set_xlabel(column)
     axes.set_ylabel(f"{unit}, original units")
     axes.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", loc="upper left")

@@ -220,8 +220,8 @@ def compare(runs: Mapping[str, Any]) -> pd.DataFrame:
     """``arviz.compare`` by PSIS-LOO of two or more posteriors of the same rows, the best first, a row for each name.
 
     Returns: Columns ``rank``; ``elpd_loo``, ``se``, ``p_loo`` (nats, summed over rows; higher elpd is better); ``elpd_diff``
-        to the best and its error ``dse``; stacking ``weight``; ``high_k``, the share of rows whose Pareto k is above 0.7,
-        where PSIS cannot be relied on.
+        to the best, from 0 on, and its error ``dse``; stacking ``weight``; ``high_k``, the share of rows whose Pareto k is
+        above 0.7 or unknown, where PSIS cannot be relied on.
     Raises: DataError for a posterior without a pointwise log likelihood, or with another number of rows.
     """
     for name, idata in runs.items():
@@ -239,7 +239,8 @@ def compare(runs: Mapping[str, Any]) -> pd.DataFrame:
         exact: Any = {} if _INFERENCE_DATA else {"round_to": "none"}  # 1.x rounds
         table = az.compare(loos, **exact)
     table = table.rename(columns={"elpd": "elpd_loo", "p": "p_loo"})  # as 1.x calls them
-    table["high_k"] = [float((np.asarray(loos[str(name)].pareto_k) > 0.7).mean()) for name in table.index]
+    table["high_k"] = [float((~(np.asarray(loos[str(name)].pareto_k) <= 0.7)).mean()) for name in table.index]
+    table["elpd_diff"] = np.abs(table["elpd_diff"])  # 1.x counts it negative
     kept = ["rank", "elpd_loo", "se", "p_loo", "elpd_diff", "dse", "weight", "high_k"]
     return pd.DataFrame(table[kept]).astype({name: np.float64 for name in kept[1:]})
 

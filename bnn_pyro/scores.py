@@ -15,7 +15,14 @@ from bnn_pyro.class_prediction import ClassPrediction
 from bnn_pyro.errors import ShapeError
 from bnn_pyro.prediction import Prediction
 
-Scores = dict[str, tuple[float, float]]
+
+class Scores(dict[str, tuple[float, float]]):
+    """Score and standard error by name; printed, a line for each."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<18}{value:.6g} ± {error:.2g}" for name, (value, error) in self.items())
+
+
 COVERAGES = (0.5, 0.9, 0.95)
 BINS = 15  # of confidence, each of width 1/15
 RESAMPLES = 500  # of rows, for the standard error of ECE
@@ -43,11 +50,13 @@ def regression_scores(prediction: Prediction, y: Any, pointwise: bool = True) ->
     squared = (prediction.mean - y) ** 2
     rmse = float(np.sqrt(squared.mean()))
     density = {"test_lpd": _mean_and_error(prediction.log_prob(y))} if pointwise else {}
-    return {
-        "test_rmse": (rmse, _standard_error(squared) / (2 * rmse) if rmse > 0 else 0.0),
-        **density,
-        **{f"test_coverage_{100 * p:.0f}": _mean_and_error(inside(prediction, y, p)) for p in COVERAGES},
-    }
+    return Scores(
+        {
+            "test_rmse": (rmse, _standard_error(squared) / (2 * rmse) if rmse > 0 else 0.0),
+            **density,
+            **{f"test_coverage_{100 * p:.0f}": _mean_and_error(inside(prediction, y, p)) for p in COVERAGES},
+        }
+    )
 
 
 def inside(prediction: Prediction, y: np.ndarray, p: float) -> np.ndarray:
@@ -72,12 +81,14 @@ def classification_scores(prediction: ClassPrediction, y: Any) -> Scores:
     correct = (prediction.probs.argmax(-1) == codes).astype(np.float64)
     truth = np.eye(len(prediction.classes))[codes]
     confidence = prediction.probs.max(-1)
-    return {
-        "test_accuracy": _mean_and_error(correct),
-        "test_nll": _mean_and_error(-prediction.log_prob(y)),
-        "test_brier": _mean_and_error(((prediction.probs - truth) ** 2).sum(-1)),
-        "test_ece": (calibration_error(confidence, correct), _resampled_error(confidence, correct)),
-    }
+    return Scores(
+        {
+            "test_accuracy": _mean_and_error(correct),
+            "test_nll": _mean_and_error(-prediction.log_prob(y)),
+            "test_brier": _mean_and_error(((prediction.probs - truth) ** 2).sum(-1)),
+            "test_ece": (calibration_error(confidence, correct), _resampled_error(confidence, correct)),
+        }
+    )
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, ...]:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from bnn_pyro.datasets import DataSet, dataset_card, list_datasets, load_dataset
-from bnn_pyro.errors import DataError, OptionError
+from bnn_pyro.errors import DataError, OptionError, unknown
 from bnn_pyro.table_files import PARQUET_SUFFIXES, TEXT_SUFFIXES, read_table
 
 HELD_OUT = 0.2
@@ -40,12 +38,18 @@ def open_data(
     Raises: BNNError for options that do not go together, and for rows that are not for ``task``.
     """
     if not is_table(data):
+        number = _split(split)
+        if target is not None or Path(data).suffix:
+            files = [
+                p.name for p in Path(".").iterdir() if p.name.lower().endswith((*TEXT_SUFFIXES, *PARQUET_SUFFIXES))
+            ]
+            if data not in list_datasets():
+                raise unknown("data set or file", data, [*list_datasets(), *files])
         for option, given in (("--target", target), ("--drop", drop), ("--held-out", held_out), ("--na", na)):
             if given not in (None, (), []):
                 raise OptionError(
                     f"{option}: expected a table of your own (--data mine.csv), got {data!r}, a data set."
                 )
-        number = _split(split)
         card = dataset_card(data)
         if card.task != task:
             raise OptionError(
@@ -54,7 +58,7 @@ def open_data(
             )
         rows = load_dataset(data, split=number)
         arguments = ["--split", str(number)] if split is not None else []
-        return rows, _described(rows, data, arguments)
+        return rows, _described(rows, data, arguments) | {"split": str(number)}
     if split is not None:
         raise OptionError(
             f"--split: expected a data set with fixed splits, got {data!r}. --held-out sets a share aside."
@@ -65,10 +69,7 @@ def open_data(
     from bnn_pyro.own_table import load_table
 
     share = HELD_OUT if held_out is None else held_out
-    name, table = Path(data).name, read_table(data, na=tuple(na))
-    if missing == "refuse":
-        _refuse_gaps(table.drop(columns=list(drop), errors="ignore"), name, target)
-    rows = load_table(table, target, name=name, task=task, drop=tuple(drop), held_out=share, missing=missing)
+    rows = load_table(data, target, task=task, drop=tuple(drop), held_out=share, missing=missing, na=tuple(na))
     arguments = ["--target", target]
     for column in drop:
         arguments += ["--drop", column]
@@ -76,26 +77,11 @@ def open_data(
         arguments += ["--na", value]
     arguments += ["--held-out", f"{share:g}"] if held_out is not None else []
     arguments += ["--missing", missing] if missing != "refuse" else []
-    return rows, _described(rows, name, arguments) | {"na": list(na)}
+    return rows, _described(rows, Path(data).name, arguments) | {"na": list(na)}
 
 
 def _described(rows: DataSet, name: str, arguments: list[str]) -> dict[str, Any]:
     return {"name": name, "test_rows": len(rows.test), "target": rows.card.target, "arguments": arguments}
-
-
-def _refuse_gaps(table: pd.DataFrame, name: str, target: str) -> None:
-    """Here, where rows are still counted as in the file. Raises: DataError."""
-    for column in table.columns:
-        gaps = table[column].isna().to_numpy()
-        if gaps.any():
-            what = (
-                "fills in the median" if pd.api.types.is_numeric_dtype(table[column]) else "fills in the most frequent"
-            )
-            impute = "" if column == target else f", --missing impute {what} and adds a column that says where"
-            raise DataError(
-                f"{name}, column {column!r}: expected no missing value, got one at row {int(gaps.argmax())}; {int(gaps.sum())} "
-                f"of {len(gaps)} are missing. --missing drop leaves such rows out{impute}."
-            )
 
 
 def _split(split: str | None) -> int | str:

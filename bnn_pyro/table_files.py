@@ -13,7 +13,6 @@ import gzip
 import importlib
 import io
 import re
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnn_pyro.errors import DataError, printable
+from bnn_pyro.errors import DataError, printable, warn
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 TEXT_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), (".parquet", ".pq")
@@ -186,7 +185,7 @@ def _numbers_rows(values: Sequence[Any]) -> bool:
 
 
 def _warn_of_index(path: Path) -> None:
-    warnings.warn(f"table {path}: the first column has no name and only numbers the rows; dropped.", stacklevel=4)
+    warn(f"table {path}: the first column has no name and only numbers the rows; dropped.")
 
 
 def _column(

@@ -253,6 +253,7 @@ def _verdict(run: Finished) -> str:
     changes = {key: value for key, value in changes.items() if key in run.content["inference"]["settings"]}
     if changes and run.content["model"]["zoo"] and "dataset" in run.content:
         command = fit_command(run.content, changes, dict(run.posterior.idata.attrs))
+        command += f" --out {shlex.quote(str(run.path))} --overwrite"
         lines += ["  as a command:", command_lines(command, indent=4)]
     return "\n".join(lines)
 

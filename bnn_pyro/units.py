@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bnn_pyro.data import Data
+from bnn_pyro.errors import warn
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def learn_units(data: Data, *, x: bool, y: bool, where: str) -> Units:
     if not y or data.y is None:
         return Units(pairs)
     if len(data.y) > 1 and np.any(_constant(data.y)):
-        _warn(f"{where}, y: constant in the training rows, so it carries no information and is only centred.")
+        warn(f"{where}, y: constant in the training rows, so it carries no information and is only centred.")
     return Units(pairs, _moments(data.y, None))
 
 
@@ -88,7 +88,7 @@ def warn_of_units(data: Data, y: bool, where: str) -> None:
             i = int(np.flatnonzero(far)[0])
             label = "y" if name == "y" and array is data.y else f"x{f'[{name!r}]' if name else ''}"
             which = f", {_named(np.flatnonzero(far), data, array)}" if array.ndim == 2 else ""
-            _warn(
+            warn(
                 f"{where}, {label}{which}: the priors expect numbers near 0 of standard deviation near 1, got mean "
                 f"{mean[i]:.3g} and standard deviation {sd[i]:.3g}. "
                 "Leave standardize=True, or rescale."
@@ -132,7 +132,7 @@ def _warn_of_columns(array: np.ndarray, name: str, data: Data, where: str, centr
     if constant.any():
         which = _named(np.flatnonzero(constant), data, array)
         end = "and is only centred" if centred else "that an intercept does not"
-        _warn(f"{label}, {which}: constant in the training rows, so it carries no information {end}.")
+        warn(f"{label}, {which}: constant in the training rows, so it carries no information {end}.")
     first: dict[bytes, int] = {}
     twins = {}
     for i in np.flatnonzero(~constant) if array.ndim == 2 else ():
@@ -142,7 +142,7 @@ def _warn_of_columns(array: np.ndarray, name: str, data: Data, where: str, centr
     if twins:
         which = _named(list(twins), data, array)
         others = _named(list(dict.fromkeys(twins.values())), data, array)
-        _warn(f"{label}, {which}: equal to {others} in each training row, so only the sum of their weights is learnt.")
+        warn(f"{label}, {which}: equal to {others} in each training row, so only the sum of their weights is learnt.")
 
 
 def _named(which: Any, data: Data, array: np.ndarray) -> str:
@@ -151,7 +151,3 @@ def _named(which: Any, data: Data, array: np.ndarray) -> str:
     shown = [str(named[i]) if named else str(int(i)) for i in which][:10]
     more = f" and {len(which) - 10} more" if len(which) > 10 else ""
     return f"column{'s' if len(which) > 1 else ''} {', '.join(shown)}{more}"
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=4)

@@ -46,6 +46,7 @@ class MLPCategorical(bnn.Model):
     classes: int | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "hidden", networks.as_layers(self.hidden))
         networks.check_layers("mlp_categorical", self.hidden, self.activation, fewest=0)
         networks.check_positive("mlp_categorical", prior_sd=self.prior_sd)
         whole = isinstance(self.classes, int) and not isinstance(self.classes, bool)

@@ -45,6 +45,7 @@ class MLPGaussian(bnn.Model):
     activation: str = "relu"
 
     def __post_init__(self):
+        object.__setattr__(self, "hidden", networks.as_layers(self.hidden))
         networks.check_layers("mlp_gaussian", self.hidden, self.activation)
 
     def model(self, x, y=None):

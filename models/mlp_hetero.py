@@ -50,6 +50,7 @@ class MLPHetero(bnn.Model):
     prior_sd: float = 1.0
 
     def __post_init__(self):
+        object.__setattr__(self, "hidden", networks.as_layers(self.hidden))
         networks.check_layers("mlp_hetero", self.hidden, self.activation, fewest=0)
         networks.check_positive("mlp_hetero", prior_sd=self.prior_sd)
 

@@ -115,6 +115,30 @@ def test_pictures_are_there_and_not_blank(runs, name, last):
     assert not [p for p in (*path.iterdir(), *path.parent.iterdir()) if p.name.startswith(".")]
 
 
+def test_the_page_of_a_classifier_fits_and_its_scores_are_those_of_the_posterior(tmp_path):
+    result = call("fit", "logistic", "--data", "breast_cancer", *SVI, "--out", tmp_path / "run")
+    assert result.exit_code in (0, 1), result.output
+    assert max(len(line) for line in result.stdout.splitlines() if str(tmp_path) not in line) <= 80
+    scores = bnn.load(tmp_path / "run").score(bnn.load_dataset("breast_cancer").test)
+    for label, key in (("accuracy", "accuracy"), ("negative log prob.", "nll"), ("Brier score", "brier"),
+                       ("calibration error", "ece")):  # fmt: skip
+        shown = re.search(rf"^  {label} +([\d.]+) ± ([\d.]+)", result.stdout, re.M)
+        assert float(shown[1]) == pytest.approx(scores[f"test_{key}"][0], abs=6e-4)
+        assert float(shown[2]) == pytest.approx(scores[f"test_{key}"][1], abs=6e-4)
+    assert re.search(r"^  epistemic nats, mean +0\.0", result.stdout, re.M)
+    assert "in its own units" not in result.stdout
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.png")) == ["calibration.png", "elbo.png", "ppc.png"]
+    assert all(is_drawn(p) for p in (tmp_path / "run").glob("*.png"))
+
+
+def test_a_score_of_a_single_row_has_no_error():
+    from bnn_pyro import tables
+
+    assert tables.plus_minus({"value": 2.0, "stderr": float("nan")}) == tables.plus_minus({"value": 2.0}) == "2.000"
+    assert tables.plus_minus({"value": 123.44, "stderr": 1.06}) == "123.4 ± 1.1"
+    assert "0.000  a single point has none" in tables.score_lines({"test_epistemic_nats": {"value": 1e-15}})
+
+
 def test_the_remedy_is_a_command_that_asks_for_more(runs):
     page = runs["nuts"][1].stdout.replace("\\\n", " ")
     words = shlex.split(re.search(r"bnn-pyro fit .*", page)[0])
@@ -147,9 +171,29 @@ def test_list_names_every_model():
 
 def test_datasets_names_every_data_set():
     page = call("datasets").stdout
-    assert re.search(r"^diabetes +regression +442 +88 +10  progression$", page, re.M)
+    assert re.search(r"^diabetes +regression +442 +88 +10 +1  progression$", page, re.M)
+    assert re.search(r"^iris +classification +150 +30 +4 +1  species$", page, re.M)
     assert max(map(len, page.splitlines())) <= 80
     assert [e["name"] for e in json.loads(call("datasets", "--json").stdout)] == bnn.list_datasets()
+
+
+def test_datasets_says_which_are_not_at_hand(monkeypatch, tmp_path):
+    monkeypatch.delenv("BNN_PYRO_DATA", raising=False)
+    monkeypatch.setenv("BNN_PYRO_CACHE", str(tmp_path))
+    page = call("datasets").stdout
+    assert max(map(len, page.splitlines())) <= 80
+    assert re.search(r"Not at hand: airfoil, .*uci/wine\.", " ".join(page.split()))
+    absent = {e["name"]: e for e in json.loads(call("datasets", "--json").stdout) if not e["available"]}
+    assert {"uci/wine", "mcycle"} <= set(absent) and "train_rows" not in absent["mcycle"]
+
+
+def test_fetch_refuses_what_it_need_not_or_cannot_download(monkeypatch, tmp_path):
+    monkeypatch.setenv("BNN_PYRO_CACHE", str(tmp_path))
+    assert "did you mean 'diabetes'" in complaint(call("datasets", "--fetch", "diabets"))
+    assert "'diabetes', which comes with scikit-learn" in complaint(call("datasets", "--fetch", "diabetes"))
+    monkeypatch.setattr(bnn.datasets, "fetch_dataset", lambda name: tmp_path / name)
+    assert call("datasets", "--fetch", "uci/wine").stdout == f"uci/wine is in {tmp_path}/uci/wine\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", bnn.list_models())
@@ -161,6 +205,15 @@ def test_show_explains_a_model(name):
         assert re.search(rf"^  {setting}=\S+ +\S", result.stdout, re.M), f"{setting} is not explained in Args"
     assert model.card.reference.split(",")[0] in result.stdout and f"bnn-pyro fit {name} " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("name", "first", "count"), [
+    ("logistic", r"^  w +30 +Normal\(0, 1\) +feature$", 31),
+    ("mlp_categorical", r"^  w1 +64x50 +Normal\(0, ", 64 * 50 + 50 + 50 * 10 + 10),
+])  # fmt: skip
+def test_show_sees_the_classes_of_the_data(name, first, count):
+    result = call("show", name)
+    assert re.search(first, result.stdout, re.M) and f"{count} latent numbers" in result.stdout and result.stderr == ""
 
 
 def test_show_has_sites_with_priors_and_sizes():

@@ -14,7 +14,7 @@ import scipy.sparse
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV, CalibrationDisplay
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -421,3 +421,13 @@ def test_a_bar_is_shown_only_when_asked_for(numbers, monkeypatch):
     linear(options={"steps": 3}).fit(*numbers)
     linear(options={"steps": 3, "progress": True}).fit(*numbers)
     assert shown == [False, True]
+
+
+def test_a_fit_that_did_not_converge_warns_where_it_was_called():
+    x, y = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30.0)
+    with pytest.warns(ConvergenceWarning, match=r"^BNNRegressor: 20 steps are too few.*steps=4000\.") as caught:
+        bnn.BNNRegressor("linear", options={"steps": 20}).fit(x, y)
+    assert [w.filename for w in caught if w.category is ConvergenceWarning] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        bnn.BNNRegressor("linear", options={"steps": 1500}).fit(x, y)

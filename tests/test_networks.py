@@ -120,3 +120,8 @@ def test_activations_that_are_none_are_refused(activation):
 def test_what_is_no_positive_number_is_refused(value):
     with pytest.raises(bnn.OptionError, match=r"^net, prior_sd: expected a positive number, got "):
         networks.check_positive("net", fine=2, prior_sd=value)
+
+
+def test_one_number_is_one_layer_and_a_list_is_a_tuple():
+    for name in ("mlp_gaussian", "mlp_hetero", "mlp_categorical"):
+        assert bnn.get_model(name, hidden=7) == bnn.get_model(name, hidden=[7]) == bnn.get_model(name, hidden=(7,))

@@ -237,15 +237,15 @@ def test_scores_by_hand():
 
 
 @pytest.mark.parametrize(("x", "sentence"), [
-    (np.zeros((4, 2)), "intercept_model, predict: expected x of shape (n, 3), as in fit, got (4, 2)."),
-    (np.zeros(4), "intercept_model, predict: expected x of shape (n, 3), as in fit, got (4,)."),
+    (np.zeros((4, 2)), "intercept_model, predict: expected x of shape (n, 3), as in fit, got (4, 2). Pass the"),
+    (np.zeros(4), "intercept_model, predict: expected x of shape (n, 3), as in fit, got (4,). Pass the"),
     ({"a": np.zeros((4, 3))}, "intercept_model, predict: expected x as an array, as in fit, got a dict."),
 ])  # fmt: skip
 def test_rows_unlike_the_training_rows_are_refused(x, sentence):
     """A3."""
     with pytest.raises(bnn.ShapeError) as caught:
         posterior_of(np.ones((5, 3)) + np.arange(5)[:, None], np.arange(5.0), False).predict(x)
-    assert str(caught.value) == sentence
+    assert str(caught.value).startswith(sentence)
 
 
 def test_no_rows_have_no_prediction():

@@ -4,9 +4,9 @@ import warnings
 
 import arviz as az
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
-import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -269,7 +269,9 @@ def empty_target():
 
 
 def test_no_labels_leave_the_prior_where_the_classes_are_known():
-    with pytest.raises(bnn.DataError, match=r"^mlp_categorical, y: expected at least one label, got none\. A pandas Cat"):
+    with pytest.raises(
+        bnn.DataError, match=r"^mlp_categorical, y: expected at least one label, got none\. A pandas Cat"
+    ):
         bnn.get_model("mlp_categorical").fit(np.zeros((0, 2)), np.zeros(0, int))
     declared = pd.Categorical([], categories=["a", "b", "c"])
     for name, y, classes in (

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bnn_pyro import report, results
+from bnn_pyro.drawing import density, write
 
 
 def pixels(path):
@@ -69,7 +70,7 @@ def test_the_elbo_axes_show_the_settled_part():
 def test_the_elbo_of_a_few_steps_can_be_drawn(steps, tmp_path):
     values = np.linspace(-9.0, -3.0, steps)
     history = {"elbo": values, "expected_log_likelihood": values, "kl": 0 * values}
-    assert is_drawn(report._write(report.elbo(history, "a"), tmp_path / "elbo.png"))
+    assert is_drawn(write(report.elbo(history, "a"), tmp_path / "elbo.png"))
 
 
 def test_the_predictive_check_draws_the_observed_density():
@@ -91,7 +92,7 @@ def test_the_predictive_check_is_left_out_without_draws():
 
 
 def test_equal_values_have_no_density_and_no_error():
-    assert (report._density(np.full(20, 3.0), np.linspace(0.0, 5.0, 10)) == 0).all()
+    assert (density(np.full(20, 3.0), np.linspace(0.0, 5.0, 10)) == 0).all()
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
@@ -99,7 +100,7 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
 
     before, backend = dict(matplotlib.rcParams), matplotlib.rcParams._get("backend")
     made = prediction()
-    path = report._write(report.predictions(made, made.mean, "a", "y"), tmp_path / "predictions.png")
+    path = write(report.predictions(made, made.mean, "a", "y"), tmp_path / "predictions.png")
     assert is_drawn(path)
     assert dict(matplotlib.rcParams) == before and matplotlib.rcParams._get("backend") == backend
     pyplot = sys.modules.get("matplotlib.pyplot")
@@ -115,5 +116,5 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(figure, "savefig", refuse)
     with pytest.raises(OSError, match="No space"):
-        report._write(figure, tmp_path / "predictions.png")
+        write(figure, tmp_path / "predictions.png")
     assert list(tmp_path.iterdir()) == []

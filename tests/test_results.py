@@ -360,6 +360,64 @@ def test_compare_ranks_two_models_by_their_loo():
     assert float(table.loc["good", "weight"]) > 0.99
 
 
+def two_models():
+    """The conjugate model, and one whose log likelihood is lower by 0.1 to 0.3 in each row."""
+    good, exact = conjugate()
+    posterior = {"mu": results.dataset(good, "posterior")["mu"].values}
+    worse = results.dataset(good, "log_likelihood")["y"].values - np.linspace(0.1, 0.3, 12)
+    return good, results.build({"posterior": posterior, "log_likelihood": {"y": worse}}), exact
+
+
+def test_our_compare_is_that_of_arviz_under_both_generations():
+    good, bad, exact = two_models()
+    table = results.compare({"bad": bad, "good": good})
+    expected = compare({"bad": bad, "good": good})
+    assert list(table.index) == list(expected.index) == ["good", "bad"]
+    assert list(table.columns) == ["rank", "elpd_loo", "se", "p_loo", "elpd_diff", "dse", "weight", "high_k"]
+    theirs = {"elpd_loo": "elpd_loo" if OLD else "elpd", "p_loo": "p_loo" if OLD else "p"}
+    for column in table.columns[1:-1]:
+        np.testing.assert_allclose(
+            table[column], expected[theirs.get(column, column)].astype(float), rtol=1e-9, err_msg=column
+        )
+    assert table["elpd_loo"]["good"] == pytest.approx(exact.sum(), abs=0.02)
+    assert abs(table["elpd_diff"]["bad"]) == pytest.approx(2.4, abs=0.01) and table["elpd_diff"]["good"] == 0
+    differences = np.linspace(0.1, 0.3, 12)
+    assert table["dse"]["bad"] == pytest.approx(np.sqrt(12 * differences.var(ddof=0 if OLD else 1)), rel=0.05)
+    assert table["weight"].sum() == pytest.approx(1.0) and table["weight"]["good"] > 0.99
+    assert (table["high_k"] == 0).all() and list(table["rank"]) == [0, 1]
+
+
+def test_our_compare_counts_rows_of_high_k():
+    good, _, _ = two_models()
+    rng = np.random.default_rng(2)
+    values = results.dataset(good, "log_likelihood")["y"].values.copy()
+    values[:, :, :3] = -5.0 * np.abs(rng.normal(size=(4, 1000, 3)))  # weights without a mean
+    posterior = {"mu": results.dataset(good, "posterior")["mu"].values}
+    wild = results.build({"posterior": posterior, "log_likelihood": {"y": values}})
+    table = results.compare({"good": good, "wild": wild})
+    assert table["high_k"]["wild"] == 3 / 12 and table["high_k"]["good"] == 0
+
+
+def test_our_compare_is_quiet_and_leaves_its_input_alone(capfd):
+    good, bad, _ = two_models()
+    before = results.dataset(bad, "log_likelihood")["y"].values.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results.compare({"a": good, "b": bad, "c": point_estimate()})
+    np.testing.assert_array_equal(results.dataset(bad, "log_likelihood")["y"].values, before)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_our_compare_refuses_other_rows_and_posteriors_without_a_likelihood():
+    good, _ = conjugate()
+    fewer, _ = conjugate(n=11)
+    with pytest.raises(DataError, match="expected posteriors of the same rows, got"):
+        results.compare({"good": good, "fewer": fewer})
+    none = results.build({"posterior": {"mu": np.zeros((2, 50))}})
+    with pytest.raises(DataError, match="compare, 'none': expected a pointwise log likelihood, got none"):
+        results.compare({"good": good, "none": none})
+
+
 def test_arviz_needs_the_posterior_group_for_loo():
     """A fit that leaves its weights out must keep some variable of ``posterior``, or pass ``reff``."""
     groups, *rest = example()

@@ -532,8 +532,8 @@ def test_a_guide_that_lacks_a_site(monkeypatch):
         ({"inference": "svi", "particles": 0}, "svi, particles: expected a whole number of at least 1, got 0."),
         ({"inference": "map", "lr": 0}, "map, lr: expected a positive number, got 0."),
         ({"inference": "map", "draws": 0}, "map, draws: expected a whole number of at least 1, got 0."),
-        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1."),
-        ({"seed": 1.5}, "seed: expected a whole number of at least 0, got 1.5."),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1. Pass an int, such as 0."),
+        ({"seed": 1.5}, "seed: expected a whole number of at least 0, got 1.5. Pass an int, such as 0."),
         (
             {"inference": bnn.NUTS(chains=2), "draws": 5},
             "inference=nuts: expected options inside the value, got draws beside it. Write NUTS(draws=...).",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
@@ -16,6 +17,10 @@ def run(name, folder):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def drawn(folder):
+    assert matplotlib.image.imread(folder / "picture.png").std() > 0.1
 
 
 @pytest.mark.slow
@@ -32,4 +37,123 @@ def test_01_first_posterior(tmp_path):
     assert 2.5 < growth < 12 and growth == pytest.approx(beyond / middle, rel=0.1)
     lpd = [float(v) for v in re.findall(r"test_lpd (\S+) ±", printed)]
     assert lpd == pytest.approx([-5.86] * 3, abs=0.08)  # the text: held-out scores hardly tell the three apart
-    assert matplotlib.image.imread(tmp_path / "picture.png").std() > 0.1
+    drawn(tmp_path)
+
+
+@pytest.mark.slow
+def test_02_svi_or_nuts(tmp_path):
+    printed = run("02_svi_or_nuts", tmp_path)
+    assert re.findall(r"verdict: (.*)", printed) == ["approximate", "approximate", "converged"]
+    gradients = list(map(int, re.findall(r": (\d+) gradients", printed)))
+    assert gradients[0] == gradients[1] and gradients[2] > 3 * gradients[0]  # what NUTS costs
+    table = {
+        name: list(map(float, re.search(rf"^{name} +(.*)$", printed, re.M).group(1).split()))
+        for name in ("exact", "mean-field SVI", "full-rank SVI", "NUTS")
+    }
+    exact, narrow, full, nuts = (np.array(table[name]) for name in table)
+    for means in (narrow[:2], full[:2], nuts[:2]):  # the text: the means agree
+        assert means == pytest.approx(exact[:2], abs=0.05)
+    assert nuts[2:4] == pytest.approx(exact[2:4], rel=0.1) and nuts[4] == pytest.approx(exact[4], abs=0.08)
+    assert full[2:4] == pytest.approx(exact[2:4], rel=0.2) and full[4] == pytest.approx(exact[4], abs=0.1)
+    conditional = float(re.search(r"if the others were known: (\S+)", printed).group(1))
+    assert narrow[2] == pytest.approx(conditional, rel=0.15) and narrow[2] < 0.8 * exact[2]  # the bias it should have
+    assert abs(narrow[4]) < 0.1 < 0.5 < -exact[4]
+    days = re.findall(r"epistemic sd of the loss, (.*): a usual day (\S+), an unusual day (\S+)", printed)
+    odd = {name: float(unusual) for name, _, unusual in days}
+    assert odd["NUTS"] == pytest.approx(odd["exact"], rel=0.12) == pytest.approx(odd["full-rank SVI"], rel=0.25)
+    assert odd["mean-field SVI"] < 0.8 * odd["exact"]
+    drawn(tmp_path)
+
+
+@pytest.mark.slow
+def test_03_classifier(tmp_path):
+    printed = run("03_classifier", tmp_path)
+    assert printed.count("verdict: approximate") == 2
+    accuracy = [float(v) for v in re.findall(r"test_accuracy (\S+) ±", printed)]
+    assert min(accuracy) > 0.95 and accuracy[0] == pytest.approx(accuracy[1], abs=0.02)
+    for name in ("map", "svi"):
+        confidence, right = re.search(rf"^{name}: confidence (\S+) on average, right (\S+) of", printed, re.M).groups()
+        assert float(confidence) < float(right)  # the text: both are less sure than they could be
+        total, epistemic, aleatoric = map(
+            float,
+            re.search(rf"^{name}: entropy (\S+) nats = epistemic (\S+) \+ aleatoric (\S+)$", printed, re.M).groups(),
+        )
+        assert total == pytest.approx(epistemic + aleatoric, abs=0.002)
+        assert (epistemic == 0) == (name == "map")
+    right, wrong = map(
+        float, re.search(r"epistemic entropy of right answers (\S+), of wrong ones (\S+)", printed).groups()
+    )
+    assert wrong > 2 * right
+    cases = {
+        (case, name): tuple(map(float, numbers))
+        for case, name, *numbers in re.findall(
+            r"^(.*), (map|svi): accuracy (\S+), confidence (\S+), epistemic (\S+)$", printed, re.M
+        )
+    }
+    assert len(cases) == 16
+    for name in ("map", "svi"):
+        turned = cases["turned by 90 degrees", name]
+        assert turned[0] < 0.15 and turned[1] > 0.75  # the text: wrong nine times in ten, and sure of it
+    assert cases["turned by 90 degrees", "map"][1] > cases["turned by 90 degrees", "svi"][1]
+    still, middle, far = (cases[f"turned by {a} degrees", "svi"][2] for a in (0, 30, 90))
+    assert middle > 2 * still and middle > 1.5 * far  # epistemic entropy rises and falls again
+    drawn(tmp_path)
+
+
+@pytest.mark.slow
+def test_04_your_own_data(tmp_path):
+    printed = run("04_your_own_data", tmp_path)
+    refused = re.findall(r"^refused: (.*)$", printed, re.M)
+    assert len(refused) == 3
+    assert "'value'" in refused[0] and "missing='impute'" in refused[0]
+    assert "'Ford'" in refused[1] and "'capital'" in refused[2]
+    assert re.search(r"^warning: .*'currency' is the same in all rows", printed, re.M)
+    columns = re.search(r"columns the model sees: (.*)", printed).group(1).split(", ")
+    assert (
+        sum(c.startswith("firm=") for c in columns) == 11 and "value=missing" in columns and "currency" not in columns
+    )
+    assert "verdict: approximate" in printed
+    scores = re.findall(r"^(noise by row|one noise): test_rmse (\S+) ± \S+, test_lpd (\S+) ± (\S+),", printed, re.M)
+    rmse, lpd, error = ({name: float(row[i]) for name, *row in scores} for i in range(3))
+    assert lpd["noise by row"] - lpd["one noise"] > 3 * error["noise by row"]
+    assert rmse["one noise"] < rmse["noise by row"] < 120  # the text: not a better mean; investments go from 1 to 1500
+    found = {
+        case: list(map(float, numbers))
+        for case, *numbers in re.findall(
+            r"^(.*): invests (\S+), 90 % from (\S+) to (\S+); epistemic sd (\S+), aleatoric sd (\S+) million",
+            printed,
+            re.M,
+        )
+    }
+    for mean, low, high, _, _ in found.values():
+        assert low < mean < high
+    known, gap, far = (found[case] for case in ("value known", "value missing", "capital far from all rows"))
+    assert gap[2] - gap[1] < 0.5 * (known[2] - known[1])  # the text: less was known, and the interval is narrower
+    assert far[4] > 5 * known[4] and 0.8 < far[3] / known[3] < 2  # noise beyond all sense; epistemic hardly grows
+    folds = re.search(r"three folds: (.*)", printed).group(1).split(", ")
+    assert len(folds) == 3 and all(0.7 < float(v) < 1 for v in folds)
+    drawn(tmp_path)
+
+
+@pytest.mark.slow
+def test_05_your_own_program(tmp_path):
+    printed = run("05_your_own_program", tmp_path)
+    assert re.search(r"^ShapeError: step, site 'y': expected y of shape \(80,\), got \(80, 1\)", printed, re.M)
+    low, high, least, most = map(
+        float, re.search(r"prior: flows from (\S+) to (\S+) \(90 %\); observed from (\S+) to (\S+)", printed).groups()
+    )
+    assert low < least < most < high < 3 * most  # wide, but not absurd
+    falls = float(re.search(r"the flow falls with probability (\S+);", printed).group(1))
+    assert falls == pytest.approx(0.5, abs=5 * 0.5 / 2000**0.5)  # the prior is symmetric; 2000 draws
+    assert re.findall(r"verdict: (.*)", printed) == ["converged", "approximate", "approximate"]
+    years = [tuple(map(float, m)) for m in re.findall(r": year (\S+) ± (\S+), change of flow (\S+) ± (\S+)", printed)]
+    assert len(years) == 3
+    for year, sd, change, spread in years:
+        assert 1894 < year < 1903 and sd < 8 and change < -3 * spread  # the known date is 1898-1899
+    nuts, full, independent = (sd for _, sd, _, _ in years)
+    assert independent < full < nuts and independent < 0.8 * nuts  # the text: guides are too sure of the year
+    (step, line) = (
+        list(map(float, re.search(rf"^{name} +(-\d.*)$", printed, re.M).group(1).split())) for name in ("step", "line")
+    )
+    assert step[0] - line[0] == pytest.approx(line[2], abs=0.02) and line[2] > line[3]
+    drawn(tmp_path)
