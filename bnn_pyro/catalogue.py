@@ -60,12 +60,12 @@ def dataset_entries() -> list[dict[str, Any]]:
 
 def datasets_page(entries: list[dict[str, Any]]) -> str:
     """The list of data sets as text: first those at hand, then those that can be had."""
-    lines = [f"{'data set':<15}{'task':<15}{'rows':>7}{'held out':>9}{'columns':>8}{'splits':>7}  target"]
+    lines = [f"{'data set':<15}{'task':<14}{'rows':>6}{'held out':>9}{'columns':>8}{'splits':>7} target"]
     for entry in entries:
         if entry["available"]:
             rows, held_out = entry["train_rows"] + entry["test_rows"], entry["test_rows"]
-            counts = f"{rows:>7}{held_out:>9}{len(entry['columns']):>8}{entry['splits']:>7}"
-            lines.append(f"{entry['name']:<15}{entry['task']:<15}{counts}  {entry['target']}")
+            counts = f"{rows:>6}{held_out:>9}{len(entry['columns']):>8}{entry['splits']:>7}"
+            lines.append(f"{entry['name']:<15}{entry['task']:<14}{counts} {entry['target']}")
             lines += [wrapped(entry["about"], "    "), wrapped(f"Source: {entry['source']}.", "    ")]
     absent = [entry["name"] for entry in entries if not entry["available"]]
     if absent:

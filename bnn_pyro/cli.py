@@ -6,57 +6,17 @@ raised on purpose (74 for run directories); 70 for one that was not; 130 on Ctrl
 
 from __future__ import annotations
 
-import sys
-import traceback
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnn_pyro.errors import BNNError, unknown
+from bnn_pyro.terminal import Commands, visible, warn_in_a_line
 from bnn_pyro.version import __version__
 
 if TYPE_CHECKING:
     from bnn_pyro.runner import Finished
 
-NOT_CONVERGED, USAGE, UNEXPECTED, INTERRUPTED = 1, 2, 70, 130
-
-
-class Commands(click.Group):
-    """A click group whose errors are one sentence on stderr and an exit code; ``--debug`` shows the traceback."""
-
-    def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **more: Any) -> Any:
-        words = list(sys.argv[1:] if args is None else args)
-        debug = "--debug" in words
-        words = [word for word in words if word != "--debug"]
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")  # a terminal without ± shows ? instead of failing
-        sys.exit(self._run(words, debug, {**more, "standalone_mode": False}))
-
-    def _run(self, words: list[str], debug: bool, more: dict[str, Any]) -> int:
-        try:
-            with _plain_warnings():
-                return super().main(words or ["--help"], prog_name="bnn-pyro", **more) or 0
-        except (click.Abort, KeyboardInterrupt):
-            return _complain("stopped.", debug, INTERRUPTED)
-        except click.ClickException as error:
-            return _complain(error.format_message(), debug, USAGE)
-        except BNNError as error:
-            return _complain(str(error), debug, error.exit_code)
-        except SystemExit:  # click met a closed pipe: the reader, such as `head`, has what it wanted
-            return 0
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            hint = "" if debug else " This should not happen: run it again with --debug, and report what it shows."
-            return _complain(f"unexpected {text}{'' if text.endswith('.') else '.'}{hint}", debug, UNEXPECTED)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise unknown("command", args[0], self.commands, "bnn-pyro --help shows all.")
-        return super().resolve_command(ctx, args)
+NOT_CONVERGED = 1
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -316,17 +276,12 @@ def demo(out: str, no_progress: bool) -> None:
         click.echo(f"  {_command('summary', str(run.path))}")
 
 
-def visible(text: str) -> str:
-    """Text for a terminal: control characters other than newlines, which names may carry, are shown as escapes."""
-    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _fit(plan: Any, pictures: bool) -> Finished:
     from bnn_pyro import runner
 
     said = f"Fitting {plan.model.name} to {plan.source['name']} by {plan.method.name}; the run goes to {plan.out}"
     click.echo(visible(said), err=True)
-    return runner.carry_out(plan, pictures, warn=_warn)
+    return runner.carry_out(plan, pictures, warn=warn_in_a_line)
 
 
 def _page(run: Finished) -> None:
@@ -355,32 +310,6 @@ def _command(*words: str) -> str:
     import shlex
 
     return visible(shlex.join(["bnn-pyro", *words]))
-
-
-def _complain(text: str, debug: bool, code: int) -> int:
-    if debug:
-        traceback.print_exc()
-    click.echo(f"bnn-pyro: {visible(' '.join(text.split()))}", err=True)
-    return code
-
-
-def _warn(text: str) -> None:
-    click.echo(f"warning: {visible(' '.join(text.split()))}", err=True)
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Warnings become sentences on stderr, each once."""
-    seen: set[str] = set()
-
-    def show_once(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in seen:
-            seen.add(str(message))
-            _warn(str(message))
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show_once
-        yield
 
 
 if __name__ == "__main__":

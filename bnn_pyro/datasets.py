@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnn_pyro.data_folder import FOLDER, find, read_set, read_split, split_number
+from bnn_pyro.data_folder import find, read_set, read_split, split_number
 from bnn_pyro.embedded import EMBEDDED, SPLIT_SEED, DataCard, checksum
 from bnn_pyro.errors import DataError, unknown
+from bnn_pyro.folder_cards import FOLDER
 
 __all__ = [
     "SPLIT_SEED",

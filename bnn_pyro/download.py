@@ -31,9 +31,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from bnn_pyro.data_folder import CACHE_VARIABLE, FOLDER, cache_folder, read_set, read_splits, sum_of, verify
+from bnn_pyro.data_folder import CACHE_VARIABLE, cache_folder, read_set, read_splits, sum_of, verify
 from bnn_pyro.embedded import Split, tenth
 from bnn_pyro.errors import DataError, RunError
+from bnn_pyro.folder_cards import FOLDER
 from bnn_pyro.version import __version__
 
 LIMIT = 32 * 2**20  # bytes, packed or unpacked; the largest source has about four million

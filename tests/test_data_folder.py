@@ -10,9 +10,9 @@ import pytest
 
 import bnn_pyro as bnn
 from bnn_pyro import data_folder, embedded
-from bnn_pyro.data_folder import FOLDER, FolderSet
 from bnn_pyro.datasets import available, load_dataset
 from bnn_pyro.download import splits_by_rule
+from bnn_pyro.folder_cards import FOLDER, FolderSet
 
 SHAPES = {  # rows, columns, and two figures of the target
     "airfoil": (1503, 5, 103.38, 140.987),

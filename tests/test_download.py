@@ -14,9 +14,9 @@ import pytest
 
 import bnn_pyro as bnn
 from bnn_pyro import data_folder, download, embedded
-from bnn_pyro.data_folder import FOLDER, FolderSet
 from bnn_pyro.datasets import available, fetch_dataset, load_dataset
 from bnn_pyro.download import SOURCES, Source, as_csv
+from bnn_pyro.folder_cards import FOLDER, FolderSet
 
 VALUES = np.column_stack([np.arange(20) + 0.5, np.arange(20.0) ** 2])
 TEXT = "\n".join(f"{a:.7e} {b}" for a, b in VALUES).encode()
