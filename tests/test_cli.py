@@ -172,7 +172,7 @@ def test_list_names_every_model():
 def test_datasets_names_every_data_set():
     page = call("datasets").stdout
     assert re.search(r"^diabetes +regression +442 +88 +10 +1 +progression$", page, re.M)
-    assert re.search(r"^iris +classification +150 +30 +4 +1  species$", page, re.M)
+    assert re.search(r"^iris +classification +150 +30 +4 +1 +species$", page, re.M)
     assert max(map(len, page.splitlines())) <= 80
     assert [e["name"] for e in json.loads(call("datasets", "--json").stdout)] == bnn.list_datasets()
 
