@@ -1,4 +1,4 @@
-"""A function mapped over draws gives the same bits for any block, a lone last draw included (R2, M2)."""
+"""A function mapped over draws gives the same bits for any block, a lone last draw included."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Rows as users hand them in: one copy, checked (N11)."""
+"""Rows as users hand them in: one copy, checked."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The verdict: healthy draws are believed, each planted fault is named (S21)."""
+"""The verdict: healthy draws are believed, each planted fault is named."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Nothing that a caller can observe differs after a call, and no earlier fit reaches a later one (R5, R6)."""
+"""Nothing that a caller can observe differs after a call, and no earlier fit reaches a later one."""
 
 import random
 import threading
@@ -135,7 +135,7 @@ def test_the_zoo_leaves_no_trace():
 
 @pytest.mark.parametrize("method", QUICK)
 def test_a_fit_depends_on_its_seed_and_not_on_what_went_before(method):
-    """R6: Pyro's second fit starts at the first one's optimum; other widths clash."""
+    """Pyro's second fit starts at the first one's optimum; other widths clash."""
     other = bnn.get_model("mlp_gaussian", hidden=(2,))
     first = bnn.fit(problems.linear_model, X, Y, progress=False, seed=5, **QUICK[method])
     other.fit(X, Y, progress=False, **QUICK[method])
@@ -151,7 +151,7 @@ def test_a_fit_depends_on_its_seed_and_not_on_what_went_before(method):
 
 
 def test_a_chain_depends_on_its_own_number_only():
-    """R2, as far as Pyro's engine goes: chain i is the same among any number of chains."""
+    """Chain i is the same among any number of chains."""
     settings = QUICK["nuts"] | {"progress": False, "seed": 7}
     two = bnn.fit(problems.linear_model, X, Y, **settings).draws.z
     three = bnn.fit(problems.linear_model, X, Y, **settings | {"chains": 3}).draws.z
@@ -159,7 +159,6 @@ def test_a_chain_depends_on_its_own_number_only():
 
 
 def test_two_fits_in_two_threads_are_those_of_one():
-    """R6."""
     alone = [bnn.fit(problems.linear_model, X, Y, progress=False, seed=s, **QUICK["svi"]).draws.z for s in (1, 2)]
     together = {}
 
@@ -175,7 +174,6 @@ def test_two_fits_in_two_threads_are_those_of_one():
 
 
 def test_the_callers_arrays_are_unchanged():
-    """N11."""
     x, y = X.clone().requires_grad_(True), Y.numpy().copy()
     before = x.detach().clone(), y.copy()
     posterior = bnn.fit(problems.linear_model, x, y, standardize=True, progress=False, **QUICK["map"])

@@ -1,4 +1,4 @@
-"""Predictions against sums done by hand: mixtures, moments, noise, units (M2)."""
+"""Predictions against sums done by hand: mixtures, moments, noise, units."""
 
 import subprocess
 import sys
@@ -242,7 +242,6 @@ def test_scores_by_hand():
     ({"a": np.zeros((4, 3))}, "intercept_model, predict: expected x as an array, as in fit, got a dict."),
 ])  # fmt: skip
 def test_rows_unlike_the_training_rows_are_refused(x, sentence):
-    """A3."""
     with pytest.raises(bnn.ShapeError) as caught:
         posterior_of(np.ones((5, 3)) + np.arange(5)[:, None], np.arange(5.0), False).predict(x)
     assert str(caught.value).startswith(sentence)
@@ -303,7 +302,7 @@ def test_idata_is_built_for_programs_that_cannot_predict_at_some_rows(name):
     assert {"posterior", "log_likelihood", "function_space"} <= names
 
 
-# ---- cost (M2) ---------------------------------------------------------------------------------------------------
+# ---- cost ---------------------------------------------------------------------------------------------------
 
 M2 = """
 import threading, time, numpy as np, torch
@@ -341,7 +340,7 @@ print(seconds, peak[0] - before, p.draws.nbytes + p.function_draws.nbytes)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_4000_draws_at_10000_rows_stay_within_their_memory():
-    """M2: the peak is the two arrays of draws and at most 256 MB more. Pyro: 57 s and 1.17 GB, or 8 GB."""
+    """The peak is the two arrays of draws and at most 256 MB more. Pyro: 57 s and 1.17 GB, or 8 GB."""
     done = subprocess.run(
         [sys.executable, "-c", M2], capture_output=True, text=True, timeout=300, env=_env(), check=False
     )

@@ -1,4 +1,4 @@
-"""The prior as a method, as groups, and as what no rows leave (S22)."""
+"""The prior as a method, as groups, and as what no rows leave."""
 
 import warnings
 
@@ -184,7 +184,7 @@ def test_a_run_of_the_prior_is_read_back(prior, tmp_path):
     assert str(loaded.diagnose()) == str(prior.diagnose())
 
 
-# ---- no rows (S22) -------------------------------------------------------------------------------------------------
+# ---- no rows -------------------------------------------------------------------------------------------------
 
 
 def bernoulli(x, y=None):

@@ -1,6 +1,6 @@
 """Programs, data and options that would give a wrong posterior: one sentence through ``bnn.fit``, before any sampling.
 
-RELIABILITY.md, cases A1 to A5 and N4. No test here runs an inference method: ``fit._infer`` is made to fail.
+No test here runs an inference method: ``fit._infer`` is made to fail.
 """
 
 import importlib
@@ -54,7 +54,7 @@ def test_good_input_reaches_the_sampler(inference):
         bnn.fit(linear, X, Y, inference=inference)
 
 
-# ---- shapes (A1) -------------------------------------------------------------------------------------------------
+# ---- shapes -------------------------------------------------------------------------------------------------
 
 
 def test_a_column_vector_as_y():
@@ -124,7 +124,7 @@ def test_empty_x():
     )
 
 
-# ---- values (N4) -------------------------------------------------------------------------------------------------
+# ---- values -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -218,7 +218,7 @@ def poisson(x, y=None):
     ids=["labels_1_2", "labels_-1_1", "half_a_label", "negative_count", "labels_from_1", "half_a_class"],
 )
 def test_targets_outside_the_likelihoods_support_are_named(program, y):
-    """A2 and N7: with Pyro's validation off, most likelihoods score such targets without complaint."""
+    """With Pyro's validation off, most likelihoods score such targets without complaint."""
     with pytest.raises(bnn.DataError, match="site 'y'"):
         bnn.fit(program, X, y)
 
@@ -230,7 +230,6 @@ def test_bool_and_integer_targets_are_taken_for_the_numbers_they_are():
 
 
 def test_a_prior_that_is_not_finite_is_refused():
-    """N4."""
 
     def program(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, torch.nan).expand([3]).to_event(1))
@@ -241,7 +240,7 @@ def test_a_prior_that_is_not_finite_is_refused():
         bnn.fit(program, X, Y)
 
 
-# ---- programs (A5) -----------------------------------------------------------------------------------------------
+# ---- programs -----------------------------------------------------------------------------------------------
 
 
 def test_an_observed_site_outside_the_plate():
@@ -430,7 +429,7 @@ def test_two_sites_of_one_name():
 
 
 def test_sites_that_depend_on_values():
-    """A5: which sites there are, or how long they are, must not hang on a draw."""
+    """Which sites there are, or how long they are, must not hang on a draw."""
 
     def number(x, y=None):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -496,7 +495,7 @@ def test_a_guide_that_lacks_a_site(monkeypatch):
     assert not steps
 
 
-# ---- options (A4) ------------------------------------------------------------------------------------------------
+# ---- options ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

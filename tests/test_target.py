@@ -1,4 +1,4 @@
-"""The target equals Pyro: log density, gradient, pointwise terms, mini-batches, forward (S1, S2, S13, S15)."""
+"""The target equals Pyro: log density, gradient, pointwise terms, mini-batches, forward."""
 
 import numpy as np
 import pyro
@@ -103,7 +103,7 @@ def test_log_prior_holds_no_data_and_pointwise_terms_are_the_rows_own():
 
 @pytest.mark.parametrize("name", BATCHED)
 def test_mini_batches_select_rows_and_are_unbiased(name):
-    """S15: the mean over an epoch's batches of N/B times a batch's sum is the full sum."""
+    """The mean over an epoch's batches of N/B times a batch's sum is the full sum."""
     target = PROBLEMS[name]().target()
     z = problems.points(target, 1, seed=4)[0]
     full = target.log_likelihood(z)
@@ -291,7 +291,6 @@ def mlp(activation="tanh", order=slice(None)):
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_permuting_units_leaves_the_log_density(activation):
-    """S13."""
     target = mlp(activation)
     z = problems.points(target, 1, seed=7)[0]
     v = dict(target.evaluate(z).values)
@@ -303,7 +302,6 @@ def test_permuting_units_leaves_the_log_density(activation):
 
 
 def test_flipping_a_tanh_units_sign_leaves_the_log_density():
-    """S13."""
     target = mlp()
     z = problems.points(target, 1, seed=8)[0]
     v = dict(target.evaluate(z).values)
@@ -316,7 +314,6 @@ def test_flipping_a_tanh_units_sign_leaves_the_log_density():
 
 
 def test_shuffling_rows_leaves_the_log_density_and_a_row_twice_counts_twice():
-    """S13."""
     target, z = mlp(), problems.points(mlp(), 1, seed=9)[0]
     order = torch.randperm(problems.N)
     assert relative(mlp(order=order).log_density(z), target.log_density(z)) < 1e-12
@@ -325,7 +322,7 @@ def test_shuffling_rows_leaves_the_log_density_and_a_row_twice_counts_twice():
 
 
 def test_rows_are_summed_in_float64_even_where_terms_are_float32():
-    """N1: a float32 sum of 200,000 terms is off by more than a nat."""
+    """A float32 sum of 200,000 terms is off by more than a nat."""
     n = 200_000
     x, y = torch.zeros(n, 1), torch.full((n,), 0.1)
     target = problems.Problem(problems.intercept_model, x, y).target(torch.float32)
@@ -339,7 +336,6 @@ def test_rows_are_summed_in_float64_even_where_terms_are_float32():
 @pytest.mark.parametrize("name", ["bernoulli", "categorical"])
 @pytest.mark.parametrize("logit", [1e4, -1e4])
 def test_extreme_logits_never_give_nan(name, logit):
-    """N8."""
     problem = PROBLEMS[name]()
     target = problems.Problem(problem.program, problem.x.sign() * abs(logit), problem.y).target()
     z = torch.ones(target.dim) * logit / abs(logit)
@@ -350,7 +346,7 @@ def test_extreme_logits_never_give_nan(name, logit):
 
 
 def test_saturated_units_and_tiny_noise_never_give_nan():
-    """N8: noise of 1e-8 and tanh far in its tails."""
+    """Noise of 1e-8 and tanh far in its tails."""
     target = mlp()
     z = problems.points(target, 1, seed=10)[0] * 1e3
     z[[0, -1]] = torch.tensor([0.0, np.log(1e-8)])
@@ -373,7 +369,6 @@ def test_the_target_can_be_transformed_and_leaves_no_trace(name):
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.bool])
 def test_integer_targets_score_as_the_floats_they_are(kind):
-    """A2."""
     x, y = problems._rows()[0], torch.arange(problems.N) % 2
     whole, exact = (
         problems.Problem(problems.intercept_model, x, y.to(kind)),

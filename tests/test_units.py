@@ -1,4 +1,4 @@
-"""Standard units and back: moments, scales, constant and repeated columns, indicators (N3, N5)."""
+"""Standard units and back: moments, scales, constant and repeated columns, indicators."""
 
 import warnings
 
@@ -45,7 +45,6 @@ def test_units_are_learnt_by_name_and_left_alone_where_not_asked():
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
 def test_units_undo_any_scale(scale):
-    """N3."""
     plain = learn_units(collect(X, Y), x=True, y=True, where="fit")
     scaled = learn_units(collect(X * scale, Y * scale), x=True, y=True, where="fit")
     assert np.allclose(scaled.inputs(X * scale), plain.inputs(X), rtol=1e-9)
@@ -61,7 +60,6 @@ def test_half_precision_rows_do_not_overflow_in_their_moments():
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6, -1e-9])
 def test_constant_columns_are_named_in_one_warning_and_centred(value):
-    """N5."""
     x = X.copy()
     x[:, 1] = value
     with warnings.catch_warnings(record=True) as caught:

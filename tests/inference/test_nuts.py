@@ -1,4 +1,4 @@
-"""NUTS against exact posteriors (S6, S7), and its record of each iteration."""
+"""NUTS against exact posteriors, and its record of each iteration."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""NUTS through `bnn.fit` against the reference draws of posteriordb (S10), four programs as a user would write them.
+"""NUTS through `bnn.fit` against the reference draws of posteriordb, four programs as a user would write them.
 
 Needs the folder `posteriordb` below BNN_PYRO_DATA (Magnusson et al., posteriordb, BSD-3).
 """

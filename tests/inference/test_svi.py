@@ -1,4 +1,4 @@
-"""SVI and MAP against exact posteriors (S14), the guides by name, and the ELBO's two terms."""
+"""SVI and MAP against exact posteriors, the guides by name, and the ELBO's two terms."""
 
 import numpy as np
 import pyro
@@ -75,7 +75,7 @@ def test_mean_field_has_the_mean_and_the_known_too_small_variance(problem):
 
 
 def test_elbo_at_the_exact_posterior_is_the_evidence(problem):
-    """S14: with the guide at the exact posterior, log p - log q is the log evidence at each draw, without spread."""
+    """With the guide at the exact posterior, log p - log q is the log evidence at each draw, without spread."""
     data, model, _, exact = problem
 
     def guide(x, y=None):
