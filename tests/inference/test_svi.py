@@ -87,7 +87,7 @@ def test_elbo_at_the_exact_posterior_is_the_evidence(problem):
         pyro.sample("w", dist.Delta(joint[:10], event_dim=1))
         pyro.sample("b", dist.Delta(joint[10]))
 
-    posterior = model.fit(data.train, inference=bnn.SVI(guide=guide, steps=30, draws=50), dtype="float64")
+    posterior = model.fit(data.train, inference=bnn.SVI(guide=guide, steps=200, draws=50), dtype="float64")
     weights = posterior.draws.stats["log_p"] - posterior.draws.stats["log_q"]
     assert weights.std() < 1e-9
     assert weights.mean() == pytest.approx(exact.log_evidence, abs=1e-8)

@@ -178,7 +178,11 @@ def test_counts_that_are_none_are_refused(y, got, no_sampling):
 
 @pytest.mark.parametrize("method", ["svi", "nuts", "map"])
 def test_fitting_twice_gives_the_same_bits_and_leaves_the_arrays_alone(method):
-    how = {"svi": {"steps": 20, "draws": 20}, "nuts": {"chains": 2, "warmup": 10, "draws": 10}, "map": {"steps": 20}}
+    how = {
+        "svi": {"steps": 20, "draws": 20},
+        "nuts": {"chains": 2, "warmup": 10, "draws": 10, "max_tree_depth": 3},
+        "map": {"steps": 20},
+    }
     x, y = X.copy(), Y.copy()
     x.flags.writeable = y.flags.writeable = False
     model = bnn.get_model("mlp_gaussian", hidden=(4,))
@@ -296,7 +300,7 @@ METHOD_VALUES = {
     "prior": {"draws": NOT_COUNTS},
 }
 LAYERS = {
-    "hidden": (8, "8", (0,), (-3,), (1.5,), (True,), ("8",), None, NAN),
+    "hidden": (-8, "8", (0,), (-3,), (1.5,), (True,), ("8",), None, NAN),
     "activation": ("rleu", None, ["relu"], 3),
 }
 MODEL_VALUES = {
@@ -314,7 +318,7 @@ FIT_VALUES = {
     "device": ("cuda", "gpu", None, 5),
     "engine": ("pyr0", None, 3),
     "backend": ("inductr", None, 3),
-    "missing": ("dropp", None, ["drop"]),
+    "missing": ("dropp", ["drop"]),
     "inference": ("nutz", "", None, 5, bnn.NUTS, ["svi"], NAN),
 }
 TYPOS = [  # misspelt names, and what was meant
