@@ -165,7 +165,7 @@ def page(made: Predicted) -> str:
             )
         )
     if made.ignored:
-        parts.append(wrapped(f"ignored: {', '.join(made.ignored)}, as the run was not fitted to them.", "  "))
+        parts.append(wrapped(f"ignored: {', '.join(made.ignored)}, which the run was not fitted to.", "  "))
     if made.scores and made.seen:
         note = f"{made.seen} of these rows are training rows, on which scores flatter."
         parts.append(wrapped(note, "  warning: "))

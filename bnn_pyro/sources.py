@@ -43,6 +43,9 @@ def open_data(
             files = [
                 p.name for p in Path(".").iterdir() if p.name.lower().endswith((*TEXT_SUFFIXES, *PARQUET_SUFFIXES))
             ]
+            named = [file for file in files if file.partition(".")[0] == data]
+            if named:
+                raise DataError(f"--data: expected a data set or a file, got {data!r}. Did you mean {named[0]!r}?")
             if data not in list_datasets():
                 raise unknown("data set or file", data, [*list_datasets(), *files])
         for option, given in (("--target", target), ("--drop", drop), ("--held-out", held_out), ("--na", na)):

@@ -44,6 +44,7 @@ def test_a_file_is_a_table_and_a_name_is_a_data_set(folder):
 REFUSED = [
     ("linear --data nowhere.csv --target price", "nowhere.csv: expected a file, got none"),
     ("linear --data mime.csv --target price", "Did you mean 'mine.csv'?"),
+    ("linear --data mine --target price", "--data: expected a data set or a file, got 'mine'. Did you mean 'mine.csv'?"),
     ("linear --data mine.csv", "--target: expected the column of mine.csv to predict, got none. Its columns are age"),
     ("linear --data mine.csv --target prise", "unknown column of mine.csv 'prise': did you mean 'price'?"),
     ("linear --data mine.csv --target town", "expected numbers for a regression, got text"),
