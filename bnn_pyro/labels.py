@@ -232,8 +232,8 @@ def _refuse_regression(classes: np.ndarray, n: int, where: str, count: int | Non
 def _wrong_count(classes: np.ndarray, count: int, where: str) -> DataError:
     text = f"{where}: expected {count} classes, got {len(classes)}: {listed(classes)}."
     if len(classes) > count:
-        return DataError(f"{text} Choose a model for {len(classes)} classes, or merge some.")
+        return DataError(f"{text} Choose a model for any number, such as mlp_categorical, or merge some.")
+    fewer = ", or choose a model for any number" if len(classes) > 1 else ""
     return DataError(
-        f"{text} Declare all {count} with a pandas Categorical, or number them from 0 to {count - 1}, "
-        f"or choose a model for {len(classes)}."
+        f"{text} Declare all {count} with a pandas Categorical, or number them from 0 to {count - 1}{fewer}."
     )
