@@ -35,6 +35,7 @@ class Predicted:
     scored: int  # rows that hold the target
     seen: int  # rows that are training rows
     ignored: list[str]  # columns of the file
+    outside: str  # a sentence on inputs that the training rows do not reach, or nothing
     out: Path | None
 
 
@@ -76,7 +77,9 @@ def carry_out(
     ignored = [c for c in frame.columns if c not in used]
     if target is not None:
         write_csv(table, target)
-    return Predicted(finished, data, table, scores, scored, _seen(posterior, x), ignored, target)
+    training, given = _encoded(posterior, x)
+    outside = _outside(training, given, posterior.data.columns)
+    return Predicted(finished, data, table, scores, scored, _seen(training, given), ignored, outside, target)
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def page(made: Predicted) -> str:
         )
     if made.ignored:
         parts.append(wrapped(f"ignored: {', '.join(made.ignored)}, which the run was not fitted to.", "  "))
+    if made.outside:
+        parts.append(wrapped(made.outside, "  note: "))
     if made.scores and made.seen:
         note = f"{made.seen} of these rows are training rows, on which scores flatter."
         parts.append(wrapped(note, "  warning: "))
@@ -192,6 +197,7 @@ def as_rows(made: Predicted) -> dict[str, Any]:
         "scored_rows": made.scored,
         "training_rows": made.seen,
         "ignored": made.ignored,
+        "outside": made.outside,
         "rows": [
             {k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in made.table.to_dict("records")
         ],
@@ -206,11 +212,31 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _seen(posterior: Any, x: Any) -> int:
-    """How many rows of x are training rows: equal in every input."""
+def _encoded(posterior: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows and new rows as numbers, (n, d) each."""
     given = collect(x, where=f"{posterior.model.name}, predict", like=posterior.data).x
-    known = {row.tobytes() for row in np.asarray(posterior.data.x, dtype=np.float64)}
-    return sum(row.tobytes() in known for row in np.asarray(given, dtype=np.float64))
+    return np.asarray(posterior.data.x, dtype=np.float64), np.asarray(given, dtype=np.float64)
+
+
+def _seen(training: np.ndarray, given: np.ndarray) -> int:
+    """How many new rows are training rows: equal in every input."""
+    known = {row.tobytes() for row in training}
+    return sum(row.tobytes() in known for row in given)
+
+
+def _outside(training: np.ndarray, given: np.ndarray, names: Sequence[str]) -> str:
+    """The value furthest outside of its column's training range, in widths of that range, and how many rows have one."""
+    low, high = training.min(0), training.max(0)
+    beyond = np.maximum(low - given, given - high) / np.where(high > low, high - low, 1.0)
+    rows = (beyond > 0).any(1)
+    if not rows.any():
+        return ""
+    row, column = divmod(int(beyond.argmax()), beyond.shape[1])
+    more = f", and {rows.sum() - 1} more row{'s' if rows.sum() > 2 else ''}" if rows.sum() > 1 else ""
+    return (
+        f"outside of the training rows: {names[column]} {given[row, column]:g} at row {row} ({low[column]:g} to "
+        f"{high[column]:g} there){more}. What holds there the data do not say."
+    )
 
 
 def _frame(finished: Finished, data: str, na: tuple[str, ...]) -> pd.DataFrame:

@@ -248,3 +248,15 @@ def test_scores_on_training_rows_are_flagged(home):
     made = predicting.carry_out(str(home / "reg"), str(home / "all.csv"))
     rows = made.run.content["data"]["rows"]
     assert made.seen == rows == 80 and f"warning: {rows} of these rows are training rows" in predicting.page(made)
+
+
+def test_inputs_that_the_training_rows_do_not_reach_are_named(home, tmp_path):
+    new = pd.read_csv(home / "new.csv").head(4)
+    inside = predicting.carry_out(str(home / "reg"), str(home / "all.csv")).run.posterior.data.x[:, 0]
+    new["age"] = [inside.min(), inside.max(), inside.max() + 1, 5000.0]
+    new.to_csv(tmp_path / "far.csv", index=False)
+    made = predicting.carry_out(str(home / "reg"), str(tmp_path / "far.csv"))
+    expected = f"age 5000 at row 3 ({inside.min():g} to {inside.max():g} there), and 1 more row."
+    assert expected in made.outside and expected in " ".join(predicting.page(made).split())
+    new.head(2).to_csv(tmp_path / "near.csv", index=False)
+    assert predicting.carry_out(str(home / "reg"), str(tmp_path / "near.csv")).outside == ""
