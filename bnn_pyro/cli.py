@@ -54,7 +54,11 @@ def list_(task: str | None, as_json: bool) -> None:
 def show(name: str) -> None:
     """Explain one model: formulas, sites, settings, published numbers."""
     from bnn_pyro import catalogue
+    from bnn_pyro.datasets import list_datasets
+    from bnn_pyro.errors import UnknownNameError
 
+    if name in list_datasets():
+        raise UnknownNameError(f"show: expected a model, got {name}, a data set. bnn-pyro datasets describes it.")
     click.echo(catalogue.model_page(name))
 
 
@@ -165,6 +169,8 @@ def summary(run: str, as_json: bool) -> int:
 @click.option("--out", metavar="FILE", help="CSV file to write, a line for each row; without it, a table is printed.")
 @click.option("--interval", metavar="P", type=float, default=0.9, show_default=True,
               help="Probability of the central interval.")  # fmt: skip
+@click.option("--skip-unknown", is_flag=True,
+              help="Leave rows empty whose text column has a value that the training rows lack.")  # fmt: skip
 @click.option(
     "--keep", metavar="COLUMN", multiple=True, help="A column of the file to copy, such as an id; repeatable."
 )

@@ -116,7 +116,9 @@ def read_toml(directory: str | Path) -> dict[str, Any]:
     path = Path(directory)
     file = path / TOML
     if not path.is_dir():
-        raise RunError(f"run directory {printable(str(path))}: expected a directory, got none. bnn-pyro fit makes one.")
+        near = Path("runs") / path.name
+        hint = f"Did you mean {near}?" if near.is_dir() else "bnn-pyro fit makes one."
+        raise RunError(f"run directory {printable(str(path))}: expected a directory, got none. {hint}")
     if not file.is_file():
         raise RunError(f"{path}: expected a run directory with {TOML}, got none: not made by bnn_pyro, or incomplete.")
     raw = file.read_bytes()

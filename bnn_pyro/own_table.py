@@ -107,8 +107,8 @@ def _refuse_gaps(table: pd.DataFrame, name: str, target: str) -> None:
                 else (f", missing='impute' / --missing impute fills in the {middle} and adds a column that says where")
             )
             raise DataError(
-                f"{name}, column {column!r}: expected no missing value, got one at row {int(gaps.argmax())}; {int(gaps.sum())} "
-                f"of {len(gaps)} are missing. missing='drop' / --missing drop leaves such rows out{impute}."
+                f"{name}, column {column!r}: expected no missing value, got one at row {int(gaps.argmax())}, counted from 0; "
+                f"{int(gaps.sum())} of {len(gaps)} are missing. missing='drop' / --missing drop leaves such rows out{impute}."
             )
 
 

@@ -47,6 +47,7 @@ def carry_out(
     na: tuple[str, ...] = (),
     overwrite: bool = False,
     keep: Sequence[str] = (),
+    skip_unknown: bool = False,
 ) -> Predicted:
     """Reads the run and the rows, predicts, and writes ``out`` if one is given.
 
@@ -64,6 +65,10 @@ def carry_out(
         if column not in frame.columns:
             raise unknown(f"column of {data}", column, list(frame.columns))
     x, y = _rows(finished, data, frame)
+    predicted = ~_unknown(posterior, x) if skip_unknown else np.ones(len(x), dtype=bool)
+    if not predicted.any():
+        raise DataError(f"{data}: expected a row whose values the training rows know, got none. Fit with such rows.")
+    x, y = x[predicted], None if y is None else y[predicted]
     prediction = posterior.predict(x)
     scores, scored = {}, 0
     if y is not None:
@@ -71,6 +76,10 @@ def carry_out(
         scored = int(known.sum())
         scores = held_out(posterior, _Rows(x[known], y[known]))[1]
     table = as_frame(prediction, interval)
+    if not predicted.all() and "label" in table:
+        table["label"] = table["label"].convert_dtypes()  # whole numbers stay whole beside empty rows
+    table = table.drop(columns="row").set_axis(np.flatnonzero(predicted)).reindex(np.arange(len(predicted)))
+    table = table.rename_axis("row").reset_index()
     for i, column in enumerate(dict.fromkeys(keep)):
         table.insert(1 + i, column, frame[column].to_numpy(), allow_duplicates=True)
     used = {*x.columns, finished.content["data"]["target"], *keep}
@@ -78,7 +87,7 @@ def carry_out(
     if target is not None:
         write_csv(table, target)
     training, given = _encoded(posterior, x)
-    outside = _outside(training, given, posterior.data.columns)
+    outside = _outside(training, given, posterior.data.columns, np.flatnonzero(predicted))
     return Predicted(finished, data, table, scores, scored, _seen(training, given), ignored, outside, target)
 
 
@@ -199,17 +208,30 @@ def as_rows(made: Predicted) -> dict[str, Any]:
         "ignored": made.ignored,
         "outside": made.outside,
         "rows": [
-            {k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in made.table.to_dict("records")
+            {k: None if pd.isna(v) else v.item() if hasattr(v, "item") else v for k, v in row.items()}
+            for row in made.table.to_dict("records")
         ],
     }
 
 
 def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return "-"
     return number(float(value)) if isinstance(value, float | np.floating) else _short(str(value))
 
 
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _unknown(posterior: Any, x: pd.DataFrame) -> np.ndarray:
+    """bool (n,): rows in which a text column has a value that the training rows lack."""
+    out = np.zeros(len(x), dtype=bool)
+    columns = posterior.data.encoding.columns if posterior.data.encoding is not None else ()
+    for column in columns:
+        if column.kind == "category" and column.used:
+            out |= (~x[column.name].isna() & ~x[column.name].isin(column.levels)).to_numpy()
+    return out
 
 
 def _encoded(posterior: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -224,8 +246,11 @@ def _seen(training: np.ndarray, given: np.ndarray) -> int:
     return sum(row.tobytes() in known for row in given)
 
 
-def _outside(training: np.ndarray, given: np.ndarray, names: Sequence[str]) -> str:
-    """The value furthest outside of its column's training range, in widths of that range, and how many rows have one."""
+def _outside(training: np.ndarray, given: np.ndarray, names: Sequence[str], numbers: np.ndarray) -> str:
+    """The value furthest outside of its column's training range, in widths of that range, and how many rows have one.
+
+    ``numbers`` (n,) are the new rows' places in the file.
+    """
     low, high = training.min(0), training.max(0)
     beyond = np.maximum(low - given, given - high) / np.where(high > low, high - low, 1.0)
     rows = (beyond > 0).any(1)
@@ -234,7 +259,7 @@ def _outside(training: np.ndarray, given: np.ndarray, names: Sequence[str]) -> s
     row, column = divmod(int(beyond.argmax()), beyond.shape[1])
     more = f", and {rows.sum() - 1} more row{'s' if rows.sum() > 2 else ''}" if rows.sum() > 1 else ""
     return (
-        f"outside of the training rows: {names[column]} {given[row, column]:g} at row {row} ({low[column]:g} to "
+        f"outside of the training rows: {names[column]} {given[row, column]:g} at row {numbers[row]} ({low[column]:g} to "
         f"{high[column]:g} there){more}. What holds there the data do not say."
     )
 

@@ -63,6 +63,8 @@ def predictions(prediction: Any, y: np.ndarray, name: str, unit: str) -> Figure:
     axes.plot(rank[~inside], y[~inside], "X", color=RED, markersize=6.5, label=f"observed, outside ({(~inside).sum()})")
     axes.set_xlabel("held-out row, in the order of the predicted mean")
     axes.set_ylabel(f"{unit}, original units")
+    if 1e-3 < np.abs(y).max() < 1e8:
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.set_xlim(0, len(y) + 1)
     axes.legend(loc="upper left", fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none")
     low, high = axes.get_ylim()

@@ -127,6 +127,8 @@ def _head(run: Finished) -> str:
     settings = content["inference"]["settings"]
     held_out = f", {about['test_rows']} held out" if "test_rows" in about else ""
     columns = f"; {len(data['columns'])} column{'s' if len(data['columns']) > 1 else ''}" if data["columns"] else ""
+    if len(data.get("encoding", ())) not in (0, len(data["columns"])):
+        columns += f" made of {len(data['encoding'])}"
     target = f"; target {data['target']}" if data["target"] else ""
     what = [f"{info['gradient_evaluations']} gradients"] if "gradient_evaluations" in info else []
     what += [f"{info['wall_time']:.1f} s", f"{fit['dtype']} on {fit['device']}", f"seed {fit['seed']}"]

@@ -34,6 +34,9 @@ class Commands(click.Group):
                 return super().main(words or ["--help"], prog_name="bnn-pyro", **more) or 0
         except (click.Abort, KeyboardInterrupt):
             return _complain("stopped.", debug, INTERRUPTED)
+        except click.NoSuchOption as error:
+            hint = f"A setting of the model or the method is written --set {error.option_name.lstrip('-')}=VALUE."
+            return _complain(f"{error.format_message().rstrip('.')}. {hint}", debug, USAGE)
         except click.ClickException as error:
             return _complain(error.format_message(), debug, USAGE)
         except BNNError as error:

@@ -125,7 +125,7 @@ REFUSED = [
     ((table(), "price"), {"held_out": -0.1}, OptionError, "got -0.1"),
     ((table(), "price"), {"held_out": float("nan")}, OptionError, "got nan"),
     ((table(), "price"), {"held_out": True}, OptionError, "got True"),
-    ((GAPS, "price"), {}, DataError, "got one at row 4; 2 of 100 are missing"),
+    ((GAPS, "price"), {}, DataError, "got one at row 4, counted from 0; 2 of 100 are missing"),
     ((GAPS, "price"), {"missing": "impute"}, DataError, "--missing drop"),
     ((table(), "town"), {"task": "regression"}, DataError, "expected numbers for a regression, got text"),
     ((table().assign(f=True), "f"), {"task": "regression"}, DataError, "got true and false"),

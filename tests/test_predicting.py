@@ -1,6 +1,7 @@
 """``bnn-pyro predict``: its numbers are those of posterior.predict, and what cannot be predicted is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -260,3 +261,25 @@ def test_inputs_that_the_training_rows_do_not_reach_are_named(home, tmp_path):
     assert expected in made.outside and expected in " ".join(predicting.page(made).split())
     new.head(2).to_csv(tmp_path / "near.csv", index=False)
     assert predicting.carry_out(str(home / "reg"), str(tmp_path / "near.csv")).outside == ""
+
+
+def test_rows_of_an_unknown_value_are_left_empty_when_asked(home, tmp_path):
+    new = pd.read_csv(home / "new.csv").head(4)
+    new.loc[2, "town"] = "Atlantis"
+    new.to_csv(tmp_path / "news.csv", index=False)
+    with pytest.raises(bnn.DataError, match="got 'Atlantis' at row 2"):
+        predicting.carry_out(str(home / "reg"), str(tmp_path / "news.csv"))
+    made = predicting.carry_out(str(home / "reg"), str(tmp_path / "news.csv"), skip_unknown=True)
+    whole = bnn.load(home / "reg").predict(new.drop(index=2))
+    assert list(made.table["row"]) == [0, 1, 2, 3] and made.table["mean"].isna().tolist() == [False, False, True, False]
+    np.testing.assert_allclose(made.table["mean"].dropna(), whole.mean)
+    assert "NaN" not in json.dumps(json.loads(call("predict", home / "reg", "--data", tmp_path / "news.csv",
+                                                   "--skip-unknown", "--json").stdout))  # fmt: skip
+    page = call(
+        "predict", home / "many", "--data", tmp_path / "news.csv", "--skip-unknown", "--out", tmp_path / "p.csv"
+    )
+    assert re.search(r"^  2 +- +-", page.stdout, re.M) and pd.read_csv(tmp_path / "p.csv")["label"].isna().sum() == 1
+    new["town"] = "Atlantis"
+    new.to_csv(tmp_path / "none.csv", index=False)
+    with pytest.raises(bnn.DataError, match="expected a row whose values the training rows know, got none"):
+        predicting.carry_out(str(home / "reg"), str(tmp_path / "none.csv"), skip_unknown=True)
