@@ -442,5 +442,6 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     time.sleep(5)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
-    assert running.returncode == 130 and said.strip() == "bnn-pyro: stopped."
+    # Interrupted inside torch's compiler, Python ends itself by the signal, which a shell calls 130 as well.
+    assert running.returncode in (130, -signal.SIGINT) and said.strip() == "bnn-pyro: stopped."
     assert list(tmp_path.iterdir()) == []
