@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from bnn_pyro.errors import DataError
+from bnn_pyro.errors import DataError, place
 from bnn_pyro.labels import kind_of, listed, shown, to_array
 
 MANY = 50  # a column of text with more levels is taken for an identifier
@@ -53,7 +53,7 @@ class Column:
         if gaps.any() and self.fill is None:
             raise DataError(
                 f"{where}, x: expected a value in column {self.name!r}, as in all training rows, got none at "
-                f"row {int(np.argmax(gaps))}; {int(gaps.sum())} of {len(gaps)} are missing. "
+                f"{place(series, int(np.argmax(gaps)))}; {int(gaps.sum())} of {len(gaps)} are missing. "
                 "Fill it in, or leave such rows out."
             )
         if self.kind == "number":
@@ -80,7 +80,7 @@ def learn_column(series: pd.Series, name: str, where: str, missing: str) -> Colu
     kind = _kind(series, gaps, name, where)
     if gaps.any() and missing != "impute":
         raise DataError(
-            f"{where}, x: expected no missing value, got one in column {name!r} at row {int(np.argmax(gaps))}; "
+            f"{where}, x: expected no missing value, got one in column {name!r} at {place(series, int(np.argmax(gaps)))}; "
             f"{int(gaps.sum())} of {len(gaps)} are missing there. missing='drop' leaves such rows out, "
             f"missing='impute' fills in the {'median' if kind == 'number' else 'most frequent level'} and adds a 0/1 "
             "column that says so."
@@ -123,10 +123,12 @@ def _kind(series: pd.Series, gaps: np.ndarray, name: str, where: str) -> str:
     kinds = {row: kind_of(values[row]) for row in rows}
     for row, kind in kinds.items():
         if kind == "date":
-            raise _date(name, f"{shown(values[row])} at row {row}", where)
+            raise _date(name, f"{shown(values[row])} at {place(series, row)}", where)
         if kind == "other":
             remedy = "Make numbers or text of it, or leave it out."
-            raise _odd(name, f"{type(values[row]).__name__} {shown(values[row])} at row {row}", where, remedy)
+            raise _odd(
+                name, f"{type(values[row]).__name__} {shown(values[row])} at {place(series, row)}", where, remedy
+            )
     text = [row for row, kind in kinds.items() if kind == "text"]
     if not text:
         return "number"
@@ -135,12 +137,12 @@ def _kind(series: pd.Series, gaps: np.ndarray, name: str, where: str) -> str:
         row = unread[0] if unread else text[0]
         raise DataError(
             f"{where}, x: expected numbers in column {name!r}, most of whose values read as numbers, got the text "
-            f"{shown(values[row])} at row {row}. Make numbers of it, with NaN for what is missing, or declare groups with "
-            f"x[{name!r}].astype('category')."
+            f"{shown(values[row])} at {place(series, row)}. Make numbers of it, with NaN for what is missing, or declare "
+            f"groups with x[{name!r}].astype('category')."
         )
     if len(text) < len(rows):
         row = next(row for row, kind in kinds.items() if kind != "text")
-        got = f"{shown(values[text[0]])} at row {text[0]} and {shown(values[row])} at row {row}"
+        got = f"{shown(values[text[0]])} at {place(series, text[0])} and {shown(values[row])} at {place(series, row)}"
         raise _odd(name, got, where, f"Make all of it text, for example with x[{name!r}].astype(str).")
     return "category"
 
@@ -161,19 +163,24 @@ def _numbers(series: pd.Series, gaps: np.ndarray, name: str, where: str) -> np.n
             if kinds[row] not in ("number", "boolean"):
                 raise DataError(
                     f"{where}, x: expected numbers in column {name!r}, as in the training rows, got "
-                    f"{shown(objects[row])} at row {row}. Make numbers of it."
+                    f"{shown(objects[row])} at {place(series, row)}. Make numbers of it."
                 )
         values = np.array(objects.tolist()) if not gaps.any() else np.empty(0, dtype=object)
         if values.dtype.kind not in "biuf":  # gaps, decimals, or numbers of more than 64 bits
             values = np.array([math.nan if gap else _float(v) for v, gap in zip(objects, gaps)], dtype=np.float64)
-    endless = ~gaps & ~np.isfinite(values)
+    refuse_infinite(values, series, name, f"{where}, x")
+    return values
+
+
+def refuse_infinite(values: np.ndarray, series: pd.Series, name: str, where: str) -> None:
+    """Raises: DataError that names the first infinite one of the numbers (n,) in a column; NaN passes."""
+    endless = np.isinf(values)
     if endless.any():
         row = int(np.argmax(endless))
         raise DataError(
-            f"{where}, x: expected finite numbers, got {shown(values[row])} at row {row}, column {name!r}; "
+            f"{where}: expected finite numbers, got {shown(values[row])} at {place(series, row)}, column {name!r}; "
             f"{int(endless.sum())} of {len(values)} are infinite. Mend or drop those rows."
         )
-    return values
 
 
 def _codes(series: pd.Series, gaps: np.ndarray, levels: tuple[Level, ...], name: str, where: str) -> np.ndarray:
@@ -185,7 +192,7 @@ def _codes(series: pd.Series, gaps: np.ndarray, levels: tuple[Level, ...], name:
         row = int(np.argmax(codes == -2))
         raise DataError(
             f"{where}, x: expected a level of column {name!r} known from training ({listed(levels)}), got "
-            f"{shown(values[row])} at row {row}. Leave such rows out, or fit with them."
+            f"{shown(values[row])} at {place(series, row)}. Leave such rows out, or fit with them."
         )
     return codes
 

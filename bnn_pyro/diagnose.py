@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bnn_pyro.posterior import Posterior
 
 R_HAT, ESS, E_BFMI, TREES_AT_LIMIT = 1.01, 400.0, 0.3, 0.01
+MEAN_FIELD = ("AutoDiagonalNormal", "AutoNormal", "AutoNormalMessenger")  # guides of independent latent numbers
 FEWEST_STEPS = 200  # of an optimiser, below which its objective says nothing
 MOVING_NATS_PER_ROW = 0.02  # a rise of the ELBO over the second half of the steps that is worth more steps
 
@@ -126,7 +127,7 @@ def _approximated(posterior: Posterior) -> Verdict:
             "not converged", [f"{len(elbo)} steps are too few to see the {what} settle."], ["steps=4000"], numbers
         )
     allowed = max(3 * noise, MOVING_NATS_PER_ROW * posterior.data.n)
-    rise = f"it rose by {gain:.1f} nats in the second half of the steps, and {allowed:.1f} are allowed"
+    moved = f"it {_rose(gain)} in the second half of the steps; a rise of {allowed:.1f} is allowed"
     if gain > allowed:
         return Verdict(
             "not converged",
@@ -137,16 +138,18 @@ def _approximated(posterior: Posterior) -> Verdict:
     if isinstance(posterior.method, MAP):
         return Verdict(
             "approximate",
-            [f"the {what} has settled ({rise}); a single point, so epistemic uncertainty is absent by construction."],
+            [f"the {what} has settled ({moved}); a single point, so epistemic uncertainty is absent by construction."],
             ["inference='svi' or 'nuts' for uncertainty about the weights"],
             numbers,
         )
-    reasons = [f"the {what} has settled at {numbers['elbo']:.1f} nats ({rise})."]
+    reasons = [f"the {what} has settled at {numbers['elbo']:.1f} nats ({moved})."]
     stats = posterior.draws.stats
     if "log_q" in stats:
         k = results.pareto_k((stats["log_p"] - stats["log_q"]).reshape(-1))
         numbers["pareto_k"] = k
-        reasons.append(f"k-hat {k:.2f}: {_k_hat_words(k)}")
+        network = bool(getattr(posterior.model, "hidden", ()))  # of a user's program this is not known
+        mean_field = posterior.draws.info.get("guide") in MEAN_FIELD
+        reasons.append(f"k-hat {k:.2f}: {_k_hat_words(k, network, mean_field)}")
     return Verdict("approximate", reasons, [], numbers)
 
 
@@ -165,9 +168,21 @@ def elbo_gain(elbo: np.ndarray) -> tuple[float, float]:
     return float(last.mean() - before.mean()), float(spread * np.sqrt(2 / size))
 
 
-def _k_hat_words(k: float) -> str:
+def _rose(nats: float) -> str:
+    """A change in words, without a minus sign or a change of 0.0."""
+    if abs(nats) < 0.05:
+        return "moved by less than 0.1 nats"
+    return f"{'rose' if nats > 0 else 'fell'} by {abs(nats):.1f} nats"
+
+
+def _k_hat_words(k: float, network: bool, mean_field: bool) -> str:
     if k < 0.5:
         return "good; importance weights could correct what is left."
     if k < 0.7:
         return "weak; the guide differs from the posterior."
-    return "above 0.7: importance weights cannot repair the guide, as is usual for a network."
+    cannot = "above 0.7: importance weights cannot repair the guide"
+    if network:
+        return f"{cannot}, as is usual for a network."
+    if mean_field:
+        return f"{cannot}, which knows no correlations; guide='multivariate' does."
+    return f"{cannot}."

@@ -9,6 +9,7 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 
 class BNNError(Exception):
@@ -67,6 +68,23 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "bnn_pyro":
         frame, level = frame.f_back, level + 1
     warnings.warn(text, category, stacklevel=level + 1)
+
+
+PLACE = ("row", "line")  # names of the levels of an index that says where in its file each row stands
+
+
+def place(rows: Any, i: int) -> str:
+    """Where row ``i`` (a position) stands: ``row 17``, counted from 0, and of a text file ``row 17 (line 19 of the file)``.
+
+    Args:
+        rows: A data frame, a Series, or their index, which for a table read from a file has the levels ``PLACE``; of
+            anything else ``i`` is the row.
+    """
+    index = rows if hasattr(rows, "names") else getattr(rows, "index", None)
+    if tuple(getattr(index, "names", ())) != PLACE:
+        return f"row {i}"
+    row, line = index[i]  # type: ignore[index]
+    return f"row {row} (line {line} of the file)"
 
 
 def printable(name: object) -> str:

@@ -1,6 +1,6 @@
 """scikit-learn estimators over ``bnn_pyro.fit``: for pipelines, cross-validation and searches over settings.
 
-    search = GridSearchCV(BNNRegressor(options={"steps": 1000}), {"hyperparameters": [{"hidden": (10,)}, {"hidden": (50,)}]})
+    search = GridSearchCV(BNNRegressor(options={"steps": 1000}), {"hyperparameters__hidden": [(10,), (50,)]})
     mean, std = search.fit(X, y).best_estimator_.predict(X_new, return_std=True)
 
 What was fitted is in ``posterior_``, so ``diagnose()``, ``idata`` and ``save`` are at hand as ever.
@@ -27,7 +27,10 @@ from bnn_pyro.frames import MISSING
 from bnn_pyro.isolation import check_seed
 from bnn_pyro.labels import shown
 from bnn_pyro.model import Model
-from bnn_pyro.registry import get_model, model_class
+from bnn_pyro.registry import check_hyperparameters, get_model, model_class
+
+# Parameters that are dicts: a search reaches into them by names such as ``hyperparameters__hidden``.
+_DICTIONARIES = ("hyperparameters", "options")
 
 # Settings of ``fit`` that are parameters here, and so stand in no ``options``.
 _PARAMETERS = {
@@ -52,6 +55,33 @@ class _Estimator(BaseEstimator):
     missing: str
     dtype: Any
     random_state: Any
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name; ``deep`` adds what stands in the dicts, as ``hyperparameters__hidden`` or ``options__steps``."""
+        params = super().get_params(deep)
+        for name in _DICTIONARIES if deep else ():
+            if isinstance(params[name], Mapping):
+                params |= {f"{name}__{key}": value for key, value in params[name].items()}
+        return params
+
+    def set_params(self, **params: Any) -> Any:
+        """Sets parameters; ``hyperparameters__hidden=(50,)`` sets that one in a new dict, and the others stay.
+
+        Raises: UnknownNameError for a misspelt hyper-parameter of a model given by name; ValueError for a parameter.
+        """
+        nested: dict[str, dict[str, Any]] = {name: {} for name in _DICTIONARIES}
+        for key in list(params):
+            name, _, inner = key.partition("__")
+            if inner and name in nested:
+                nested[name][inner] = params.pop(key)
+        super().set_params(**params)
+        for name, changes in nested.items():
+            if changes:
+                where = f"{type(self).__name__}, {name}"
+                setattr(self, name, {**_dictionary(getattr(self, name), where), **changes})
+        if nested["hyperparameters"] and isinstance(self.model, str):
+            check_hyperparameters(self.model, nested["hyperparameters"])
+        return self
 
     def _fit(self, X: Any, y: Any) -> None:
         model, options, seed = self._model(), self._options(), self._seed()

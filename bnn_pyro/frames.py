@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from bnn_pyro.columns import Column, learn_column, missing_rows, sound
-from bnn_pyro.errors import DataError, OptionError, ShapeError, warn
+from bnn_pyro.errors import DataError, OptionError, ShapeError, place, warn
 from bnn_pyro.labels import listed, shown
 
 MISSING = ("refuse", "impute", "drop")
@@ -143,7 +143,7 @@ def _warn_of_news(series: Any, column: Column, where: str) -> None:
         if not pd.isna(value) and str(value) not in map(str, column.levels):
             warn(
                 f"{where}, x: column {column.name!r} was {shown(column.levels[0])} in all training rows, got {shown(value)} at "
-                f"row {row}: what that changes is not known, and predictions ignore it."
+                f"{place(series, row)}: what that changes is not known, and predictions ignore it."
             )
             return
 

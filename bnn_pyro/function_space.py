@@ -30,7 +30,7 @@ def function_space(target: Target, units: Units, z: Tensor, block: int | None = 
     ``f``: conditional mean of y at the probe rows, original units, where the likelihood has one; where y is a label, the
     probabilities of the classes (of the second one where there are two). ``noise_scale``: root of the mean conditional
     variance there; none for labels. ``log_likelihood``: of all training rows, original units of y. ``log_prior``: with the
-    log-Jacobian, standard units. ``norm_<site>``: sum of squares of each site that is not a number.
+    log-Jacobian, standard units. ``norm_<site>``: Euclidean norm of each site that is not a single number.
     """
     chains, draws, dim = z.shape
     index = torch.as_tensor(probe_rows(target.n), device=target.device)
@@ -50,7 +50,7 @@ def function_space(target: Target, units: Units, z: Tensor, block: int | None = 
         }
         for latent in target.sites:
             if latent.shape:
-                out[f"norm_{latent.name}"] = (result.values[latent.name].double() ** 2).sum()
+                out[f"norm_{latent.name}"] = result.values[latent.name].double().norm()
         if watched is not None and classes is not None:
             p = class_log_probs(result.conditionals[watched]).exp()[index]
             out["f"] = p[:, 1] if classes == 2 else p

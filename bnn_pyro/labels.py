@@ -7,17 +7,19 @@ their codes: sorted, or a Categorical's own.
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Iterable
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from bnn_pyro.errors import DataError, ShapeError
+from bnn_pyro.errors import DataError, ShapeError, place
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FEW = 20  # so many different whole numbers always pass for classes
 
@@ -35,13 +37,13 @@ def learn_classes(y: Any, where: str, count: int | None = None) -> tuple[np.ndar
     categories = _declared(y)
     if categories is None:
         values = _values(y, where)
-        _refuse_fractions(values, where)
+        _refuse_fractions(values, y, where)
         classes, codes = np.unique(values, return_inverse=True)
         _refuse_regression(classes, len(values), where, count)
     else:
-        classes = _one_kind(np.asarray(categories, dtype=object), where, "category")
+        classes = _one_kind(np.asarray(categories, dtype=object), where)
         codes = pd.Categorical(y).codes
-        _refuse_missing(codes == -1, where)
+        _refuse_missing(codes == -1, y, where)
     if len(codes) == 0 and categories is None:
         if count is None:
             raise DataError(
@@ -74,8 +76,8 @@ def encode(y: Any, classes: np.ndarray, where: str) -> np.ndarray:
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
         raise DataError(
-            f"{where}: expected a class known from training ({listed(classes)}), got {shown(values[row])} at row {row}. "
-            "Leave such rows out, or fit with them."
+            f"{where}: expected a class known from training ({listed(classes)}), got {shown(values[row])} at "
+            f"{place(y, row)}. Leave such rows out, or fit with them."
         )
     return codes
 
@@ -123,9 +125,9 @@ def kind_of(value: Any) -> str:
 
 def to_array(values: Any) -> np.ndarray:
     """Any container as a numpy array, without letting numpy turn None, NaN or numbers among text into text."""
-    if isinstance(values, Tensor):
+    if _is_tensor(values):
         values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
     if isinstance(values, np.ma.MaskedArray):
         return np.array(values.tolist(), dtype=object)  # None where masked
     if isinstance(values, np.ndarray):
@@ -133,6 +135,12 @@ def to_array(values: Any) -> np.ndarray:
     if hasattr(values, "to_numpy") and isinstance(getattr(values, "dtype", None), np.dtype):
         return values.to_numpy()
     return np.asarray(values, dtype=object)
+
+
+def _is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Without importing torch, for which a table of a user need not wait: before it is there, nothing is a tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _declared(y: Any) -> pd.Index | None:
@@ -150,9 +158,9 @@ def _values(y: Any, where: str) -> np.ndarray:
         if array.ndim == 2 and not isinstance(y, pd.DataFrame):
             raise ShapeError(f"{text} Pass y.argmax(1) if each row marks its class with a 1.")
         raise ShapeError(f"{text} Pass one label for each row.")
-    _refuse_missing(np.asarray(pd.isna(array), dtype=bool), where)
+    _refuse_missing(np.asarray(pd.isna(array), dtype=bool), y, where)
     if array.dtype.kind in "OU":
-        return _one_kind(array.astype(object), where, "row")
+        return _one_kind(array.astype(object), where, y)
     if array.dtype.kind == "f":
         whole = np.isfinite(array) & (np.floor(array) == array)
         return _int64([int(v) for v in array], where) if whole.all() else array.astype(np.float64)
@@ -163,19 +171,23 @@ def _values(y: Any, where: str) -> np.ndarray:
     raise DataError(f"{where}: expected text, whole numbers or booleans, got {array.dtype}. Pass y.astype(str).")
 
 
-def _one_kind(values: np.ndarray, where: str, place: str) -> np.ndarray:
-    """An object array (n,) as bool, int64, float64 or objects that are all text; ``place`` is what its axis counts."""
+def _one_kind(values: np.ndarray, where: str, rows: Any = None) -> np.ndarray:
+    """An object array (n,) as bool, int64, float64 or objects that are all text: of the labels ``rows``, or categories."""
+
+    def at(i: int) -> str:
+        return f"category {i}" if rows is None else place(rows, i)
+
     kinds = [kind_of(v) for v in values]
     strange = next((i for i, kind in enumerate(kinds) if kind in ("date", "other")), None)
     if strange is not None:
-        remedy = "y.astype(str)" if place == "row" else "y.cat.rename_categories(str)"
-        what = f"{shown(values[strange])} at {place} {strange}"
+        remedy = "y.astype(str)" if rows is not None else "y.cat.rename_categories(str)"
+        what = f"{shown(values[strange])} at {at(strange)}"
         raise DataError(f"{where}: expected text, whole numbers or booleans, got {what}. Pass {remedy}.")
     if len(set(kinds)) > 1:
         other = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
         raise DataError(
-            f"{where}: expected labels of one kind, got {shown(values[0])} at {place} 0 and {shown(values[other])} "
-            f"at {place} {other}. Make all of them text or all of them numbers."
+            f"{where}: expected labels of one kind, got {shown(values[0])} at {at(0)} and {shown(values[other])} "
+            f"at {at(other)}. Make all of them text or all of them numbers."
         )
     if kinds and kinds[0] == "boolean":
         return values.astype(bool)
@@ -202,20 +214,20 @@ def _within(classes: np.ndarray, count: int) -> bool:
     return bool(classes.dtype.kind == "i" and len(classes) and classes.min() >= 0 and classes.max() < count)
 
 
-def _refuse_missing(missing: np.ndarray, where: str) -> None:
+def _refuse_missing(missing: np.ndarray, rows: Any, where: str) -> None:
     if missing.any():
         raise DataError(
-            f"{where}: expected a label in each row, got none at row {int(np.argmax(missing))}; "
+            f"{where}: expected a label in each row, got none at {place(rows, int(np.argmax(missing)))}; "
             f"{int(missing.sum())} of {len(missing)} are missing. Leave such rows out."
         )
 
 
-def _refuse_fractions(values: np.ndarray, where: str) -> None:
+def _refuse_fractions(values: np.ndarray, rows: Any, where: str) -> None:
     if values.dtype.kind != "f":
         return
     row = int(np.argmax(~(np.isfinite(values) & (np.floor(values) == values))))
     raise DataError(
-        f"{where}: expected text, whole numbers or booleans, got {shown(values[row])} at row {row}. "
+        f"{where}: expected text, whole numbers or booleans, got {shown(values[row])} at {place(rows, row)}. "
         "A regression model takes numbers."
     )
 

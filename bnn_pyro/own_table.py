@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bnn_pyro.columns import missing_rows
+from bnn_pyro.columns import missing_rows, refuse_infinite
 from bnn_pyro.datasets import DataCard, DataSet, Part
 from bnn_pyro.embedded import SPLIT_SEED, checksum
-from bnn_pyro.errors import DataError, OptionError, unknown
+from bnn_pyro.errors import DataError, OptionError, place, unknown
 from bnn_pyro.frames import MISSING, complete_rows
 from bnn_pyro.labels import learn_classes
 from bnn_pyro.table_files import read_table
@@ -44,6 +45,48 @@ def load_table(
         name: What the data set is called; the file's name by default.
     Raises: DataError, UnknownNameError or OptionError, in one sentence.
     """
+    return read_own(source, target, drop=drop, held_out=held_out, missing=missing, na=na, name=name).parts(task)
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """A user's table: columns x (n, d) and the target y (n,), checked as far as no task is needed; rows as in the file."""
+
+    x: pd.DataFrame
+    y: pd.Series
+    name: str
+    held_out: float
+    missing: str
+
+    def parts(self, task: str | None = None) -> DataSet:
+        """The table as a data set for ``task``; see ``load_table``. Raises: DataError for a target that is not for it."""
+        x, y, name, target = self.x, self.y, self.name, str(self.y.name)
+        task = task or _task(y)
+        if task == "classification":
+            learn_classes(y, f"{name}, column {target!r}")
+        elif pd.api.types.is_bool_dtype(y) or not pd.api.types.is_numeric_dtype(y):
+            raise DataError(
+                f"{name}, column {target!r}: expected numbers for a regression, got {_kind(y)}, such as {y.iloc[0]!r}. Use a "
+                "model for classification, or name another target."
+            )
+        test = _held_out(x, y if task == "classification" else None, self.held_out)
+        train = np.setdiff1d(np.arange(len(y)), test)
+        card = DataCard(name=name, task=task, target=target, about=f"{len(y)} rows of {name}.", source="your own",
+                        checksum=checksum(x, y), where="table")  # fmt: skip
+        return DataSet(_part(x, y, train, self.missing), _part(x, y, test, self.missing), card)
+
+
+def read_own(
+    source: str | Path | pd.DataFrame,
+    target: str,
+    *,
+    drop: Sequence[str],
+    held_out: float,
+    missing: str,
+    na: tuple[str, ...],
+    name: str | None = None,
+) -> OwnTable:
+    """The table that ``load_table`` splits, with all of its checks that need no task (and no torch)."""
     table = source if isinstance(source, pd.DataFrame) else read_table(source, na=na)
     name = name or ("table" if isinstance(source, pd.DataFrame) else Path(source).name)
     names = [str(c) for c in table.columns]
@@ -67,28 +110,19 @@ def load_table(
     x, y = table.drop(columns=[target]), table[target]
     if missing == "drop":
         kept = complete_rows(x, y)
-        x, y = x[kept].reset_index(drop=True), y[kept].reset_index(drop=True)
+        x, y = x[kept], y[kept]
     if not len(y):
         raise DataError(f"{name}: expected rows, got none{' without a missing value' if missing == 'drop' else ''}.")
     gaps = np.flatnonzero(pd.isna(y))
     if len(gaps):
         raise DataError(
-            f"{name}, column {target!r}: expected a target in each row, got none at row {gaps[0]}; {len(gaps)} of {len(y)} "
-            "are missing. Leave such rows out: missing='drop' / --missing drop."
+            f"{name}, column {target!r}: expected a target in each row, got none at {place(y, int(gaps[0]))}; {len(gaps)} of "
+            f"{len(y)} are missing. Leave such rows out: missing='drop' / --missing drop."
         )
-    task = task or _task(y)
-    if task == "classification":
-        learn_classes(y, f"{name}, column {target!r}")
-    elif pd.api.types.is_bool_dtype(y) or not pd.api.types.is_numeric_dtype(y):
-        raise DataError(
-            f"{name}, column {target!r}: expected numbers for a regression, got {_kind(y)}, such as {y.iloc[0]!r}. Use a "
-            "model for classification, or name another target."
-        )
-    test = _held_out(x, y if task == "classification" else None, held_out)
-    train = np.setdiff1d(np.arange(len(y)), test)
-    card = DataCard(name=name, task=task, target=target, about=f"{len(y)} rows of {name}.", source="your own",
-                    checksum=checksum(x, y), where="table")  # fmt: skip
-    return DataSet(_part(x, y, train, missing), _part(x, y, test, missing), card)
+    for column, values in (*x.items(), (target, y)):  # here, too, as a part counts its own rows
+        if pd.api.types.is_float_dtype(values.dtype):
+            refuse_infinite(values.to_numpy(dtype=np.float64, na_value=np.nan), values, str(column), name)
+    return OwnTable(x, y, name, held_out, missing)
 
 
 def _part(x: pd.DataFrame, y: pd.Series, rows: np.ndarray, missing: str) -> Part:
@@ -107,7 +141,7 @@ def _refuse_gaps(table: pd.DataFrame, name: str, target: str) -> None:
                 else (f", missing='impute' / --missing impute fills in the {middle} and adds a column that says where")
             )
             raise DataError(
-                f"{name}, column {column!r}: expected no missing value, got one at row {int(gaps.argmax())}, counted from 0; "
+                f"{name}, column {column!r}: expected no missing value, got one at {place(table, int(gaps.argmax()))}; "
                 f"{int(gaps.sum())} of {len(gaps)} are missing. missing='drop' / --missing drop leaves such rows out{impute}."
             )
 

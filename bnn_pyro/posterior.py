@@ -8,24 +8,25 @@ from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnn_pyro import labels
 from bnn_pyro.class_prediction import ClassPrediction, counts_classes, predict_classes
 from bnn_pyro.data import Data, collect, inputs_to_tensors
-from bnn_pyro.diagnose import Verdict, diagnose
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError, OptionError, ShapeError, warn
-from bnn_pyro.groups import build_groups
 from bnn_pyro.inference import Method
 from bnn_pyro.isolation import check_seed, derive_seed
 from bnn_pyro.model import Model
 from bnn_pyro.prediction import Prediction, log_predictive_density, predict
 from bnn_pyro.scores import score
 from bnn_pyro.target import Target
-from bnn_pyro.units import Units
+from bnn_pyro.units import Units, warn_of_outliers
+
+if TYPE_CHECKING:
+    from bnn_pyro.diagnose import Verdict
 
 VERSIONS = ("bnn-pyro", "torch", "pyro-ppl", "arviz", "numpy")
 
@@ -61,6 +62,8 @@ class Posterior:
     @cached_property
     def idata(self) -> Any:
         """All ArviZ groups: InferenceData (ArviZ 0.2x) or DataTree (1.x). Built when first asked for."""
+        from bnn_pyro.groups import build_groups  # waits for ArviZ, which what fits and predicts need not
+
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             made = build_groups(self)
@@ -128,6 +131,8 @@ class Posterior:
 
     @cached_property
     def verdict(self) -> Verdict:
+        from bnn_pyro.diagnose import diagnose
+
         return diagnose(self)
 
     def diagnose(self) -> Verdict:
@@ -163,8 +168,9 @@ class Posterior:
         given = collect(x, where=f"{self.model.name}, predict", like=self.data)
         _check_like(self.data, given, self.model.name)
         floating = self.model.card is not None
-        x = _of_kind(self.data.x, given.x)
-        return inputs_to_tensors(self.units.inputs(x), self.target.dtype, self.target.device, floating)
+        known = _of_kind(self.data.x, given.x)
+        warn_of_outliers(self.units, known, self.data, f"{self.model.name}, predict", x)
+        return inputs_to_tensors(self.units.inputs(known), self.target.dtype, self.target.device, floating)
 
     def _check_rows_fixed(self) -> None:
         by_row = [s.name for s in self.target.sites if s.by_row]

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from bnn_pyro import labels
-from bnn_pyro.class_prediction import ClassPrediction
-from bnn_pyro.data import collect
-from bnn_pyro.errors import DataError, OptionError, RunError, printable, unknown
+from bnn_pyro.errors import DataError, OptionError, RunError, place, printable, unknown
+from bnn_pyro.files import read_toml
+from bnn_pyro.frames import Encoding
 from bnn_pyro.runner import Finished, held_out, read
 from bnn_pyro.tables import WIDTH, aligned, number, score_lines, title, wrapped
 
@@ -58,17 +58,20 @@ def carry_out(
     target = None if out is None else new_file(out, overwrite)
     if target is not None and target.exists() and Path(data).exists() and target.samefile(data):
         raise RunError(f"--out {target}: expected another file than --data, got the same. Choose another name.")
-    finished = read(run)
-    posterior = finished.posterior
-    frame = _frame(finished, data, na)
+    fitted = _Fitted.of(read_toml(run))
+    frame = _frame(fitted.source, data, na)
     for column in keep:
         if column not in frame.columns:
             raise unknown(f"column of {data}", column, list(frame.columns))
-    x, y = _rows(finished, data, frame)
-    predicted = ~_unknown(posterior, x) if skip_unknown else np.ones(len(x), dtype=bool)
+    x, y = _rows(fitted, data, frame)
+    predicted = ~_unknown(fitted.encoding, x) if skip_unknown else np.ones(len(x), dtype=bool)
     if not predicted.any():
         raise DataError(f"{data}: expected a row whose values the training rows know, got none. Fit with such rows.")
     x, y = x[predicted], None if y is None else y[predicted]
+    if fitted.encoding is not None:
+        fitted.encoding.apply(x, f"{fitted.model}, predict")  # complaints need not wait for torch, as the run does
+    finished = read(run)
+    posterior = finished.posterior
     prediction = posterior.predict(x)
     scores, scored = {}, 0
     if y is not None:
@@ -82,13 +85,34 @@ def carry_out(
     table = table.rename_axis("row").reset_index()
     for i, column in enumerate(dict.fromkeys(keep)):
         table.insert(1 + i, column, frame[column].to_numpy(), allow_duplicates=True)
-    used = {*x.columns, finished.content["data"]["target"], *keep}
+    used = {*x.columns, fitted.target, *keep}
     ignored = [c for c in frame.columns if c not in used]
     if target is not None:
         write_csv(table, target)
     training, given = _encoded(posterior, x)
-    outside = _outside(training, given, posterior.data.columns, np.flatnonzero(predicted))
+    outside = _outside(training, given, posterior.data.columns, frame, np.flatnonzero(predicted))
     return Predicted(finished, data, table, scores, scored, _seen(training, given), ignored, outside, target)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a run's run.toml says of the rows that it was fitted to: all that new rows are checked against."""
+
+    model: str
+    target: str
+    columns: Sequence[str]
+    encoding: Encoding | None
+    classes: np.ndarray | None
+    source: dict[str, Any]  # where the training rows came from, of a run of the command line
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> _Fitted:
+        rows = content["data"]
+        encoding = Encoding.from_table(rows["encoding"]) if "encoding" in rows else None
+        classes = labels.from_list(rows["classes"]) if "classes" in rows else None
+        return cls(
+            content["model"]["name"], rows["target"], rows["columns"], encoding, classes, content.get("dataset", {})
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +126,8 @@ class _Rows:
 
 def as_frame(prediction: Any, interval: float = 0.9) -> pd.DataFrame:
     """A prediction as a data frame, a line for each row: ``row`` counts from 0, all else as ``bnn-pyro predict --help``."""
+    from bnn_pyro.class_prediction import ClassPrediction
+
     if isinstance(prediction, ClassPrediction):
         columns: dict[str, Any] = {"label": prediction.label}
         columns |= {f"p({name})": prediction.probs[:, i] for i, name in enumerate(prediction.classes)}
@@ -224,11 +250,10 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _unknown(posterior: Any, x: pd.DataFrame) -> np.ndarray:
+def _unknown(encoding: Encoding | None, x: pd.DataFrame) -> np.ndarray:
     """bool (n,): rows in which a text column has a value that the training rows lack."""
     out = np.zeros(len(x), dtype=bool)
-    columns = posterior.data.encoding.columns if posterior.data.encoding is not None else ()
-    for column in columns:
+    for column in encoding.columns if encoding is not None else ():
         if column.kind == "category" and column.used:
             out |= (~x[column.name].isna() & ~x[column.name].isin(column.levels)).to_numpy()
     return out
@@ -236,6 +261,8 @@ def _unknown(posterior: Any, x: pd.DataFrame) -> np.ndarray:
 
 def _encoded(posterior: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Training rows and new rows as numbers, (n, d) each."""
+    from bnn_pyro.data import collect
+
     given = collect(x, where=f"{posterior.model.name}, predict", like=posterior.data).x
     return np.asarray(posterior.data.x, dtype=np.float64), np.asarray(given, dtype=np.float64)
 
@@ -246,10 +273,12 @@ def _seen(training: np.ndarray, given: np.ndarray) -> int:
     return sum(row.tobytes() in known for row in given)
 
 
-def _outside(training: np.ndarray, given: np.ndarray, names: Sequence[str], numbers: np.ndarray) -> str:
+def _outside(
+    training: np.ndarray, given: np.ndarray, names: Sequence[str], frame: pd.DataFrame, numbers: np.ndarray
+) -> str:
     """The value furthest outside of its column's training range, in widths of that range, and how many rows have one.
 
-    ``numbers`` (n,) are the new rows' places in the file.
+    ``numbers`` (n,) are the new rows' positions in ``frame``, the whole file.
     """
     low, high = training.min(0), training.max(0)
     beyond = np.maximum(low - given, given - high) / np.where(high > low, high - low, 1.0)
@@ -259,18 +288,17 @@ def _outside(training: np.ndarray, given: np.ndarray, names: Sequence[str], numb
     row, column = divmod(int(beyond.argmax()), beyond.shape[1])
     more = f", and {rows.sum() - 1} more row{'s' if rows.sum() > 2 else ''}" if rows.sum() > 1 else ""
     return (
-        f"outside of the training rows: {names[column]} {given[row, column]:g} at row {numbers[row]} ({low[column]:g} to "
-        f"{high[column]:g} there){more}. What holds there the data do not say."
+        f"outside of the training rows: {names[column]} {given[row, column]:g} at {place(frame, int(numbers[row]))} "
+        f"({low[column]:g} to {high[column]:g} there){more}. What holds there the data do not say."
     )
 
 
-def _frame(finished: Finished, data: str, na: tuple[str, ...]) -> pd.DataFrame:
+def _frame(about: dict[str, Any], data: str, na: tuple[str, ...]) -> pd.DataFrame:
     """The file, or the held-out rows of a data set, as a table with text for column names."""
     from bnn_pyro.datasets import load_dataset
     from bnn_pyro.sources import is_table
     from bnn_pyro.table_files import read_table
 
-    about = finished.content.get("dataset", {})
     if not is_table(data):
         split = about.get("split", "0") if data == about.get("name") else "0"
         test = load_dataset(data, split=int(split) if split.isdigit() else split).test
@@ -280,10 +308,10 @@ def _frame(finished: Finished, data: str, na: tuple[str, ...]) -> pd.DataFrame:
     return table.set_axis([str(c) for c in table.columns], axis=1)
 
 
-def _rows(finished: Finished, data: str, table: pd.DataFrame) -> tuple[Any, Any]:
+def _rows(fitted: _Fitted, data: str, table: pd.DataFrame) -> tuple[Any, Any]:
     """x of the new rows with the columns that the run was fitted to, and y, with gaps, where the file holds the target."""
-    rows = finished.posterior.data
-    names = [c.name for c in rows.encoding.columns if c.used] if rows.encoding is not None else list(rows.columns or ())
+    encoding = fitted.encoding
+    names = [c.name for c in encoding.columns if c.used] if encoding is not None else list(fitted.columns)
     if not names:
         raise DataError(
             f"{data}: expected a run that was fitted to named columns, got one fitted to an array. Use bnn.load(run).predict "
@@ -301,13 +329,13 @@ def _rows(finished: Finished, data: str, table: pd.DataFrame) -> tuple[Any, Any]
         raise DataError(
             f"{data}: expected the columns that the run was fitted to, got none called {shown}{more}. {hint} Rename or add it."
         )
-    goal = finished.content["data"]["target"]
+    goal = fitted.target
     if goal not in table.columns or table[goal].isna().all():
         return table[names], None
     y = table[goal]
     known = y[~y.isna()]
-    if rows.classes is not None:
-        labels.encode(known, rows.classes, f"{data}, column {goal!r}")
+    if fitted.classes is not None:
+        labels.encode(known, fitted.classes, f"{data}, column {goal!r}")
     elif not pd.api.types.is_numeric_dtype(y):
         raise DataError(
             f"{data}, column {goal!r}: expected numbers, as in the training rows, got text, such as {known.iloc[0]!r}. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -35,11 +35,16 @@ def model_names() -> list[str]:
     return sorted({*own, *(e.name for e in entry_points(group=ENTRY_POINTS)), *_REGISTERED})
 
 
+def check_model_name(name: str) -> None:
+    """Imports no model. Raises: UnknownNameError, with the nearest right name."""
+    if not isinstance(name, str) or name not in model_names():
+        raise unknown("model", name, model_names(), "bnn.list_models() shows all.")
+
+
 def model_class(name: str) -> Any:
     """The class of the model called ``name``. Raises: UnknownNameError, with the nearest right name."""
     if not isinstance(name, str) or name not in _REGISTERED:
-        if not isinstance(name, str) or name not in model_names():
-            raise unknown("model", name, model_names(), "bnn.list_models() shows all.")
+        check_model_name(name)
         outside = {e.name: e for e in entry_points(group=ENTRY_POINTS)}
         if name in outside:
             outside[name].load()
@@ -57,12 +62,16 @@ def get_model(name: str, **hyperparameters: Any) -> Any:
 
     Raises: UnknownNameError for a misspelt name or hyper-parameter, with the nearest right one.
     """
-    kind = model_class(name)
-    known = [f.name for f in fields(kind)]
-    for option in hyperparameters:
+    check_hyperparameters(name, hyperparameters)
+    return model_class(name)(**hyperparameters)
+
+
+def check_hyperparameters(name: str, given: Iterable[str]) -> None:
+    """Raises: UnknownNameError for a misspelt model, or one of ``given`` that it does not have."""
+    known = [f.name for f in fields(model_class(name))]
+    for option in given:
         if option not in known:
             raise unknown(f"hyper-parameter of {name}", option, known, f"bnn-pyro show {name} explains each.")
-    return kind(**hyperparameters)
 
 
 def list_models(task: str | None = None) -> list[str]:

@@ -48,25 +48,28 @@ def plan(
     Args:
         sets: Pieces of ``--set``, such as ``"hidden=8,8"``.
         out: The run directory; None chooses ``runs/<model>-<data>-<inference>``, with a number if that is taken.
-        table: How the data are read: see ``sources.open_data``.
+        table: How the data are read: see ``sources.named``.
         settings: Of ``bnn_pyro.fit``.
     Raises: BNNError, before anything is computed or written.
     """
     from bnn_pyro.files import check_new_run
     from bnn_pyro.inference import METHODS, make_method
     from bnn_pyro.options import parse_sets
-    from bnn_pyro.registry import get_model, model_class
-    from bnn_pyro.sources import check_rows, open_data
+    from bnn_pyro.registry import check_model_name, get_model, model_class
+    from bnn_pyro.sources import check_rows, named
 
-    kind = model_class(model)
-    card = kind.card
+    check_model_name(model)
     if inference not in METHODS:
         raise unknown("inference", inference, METHODS, f"bnn-pyro show {model} lists them.")
+    asked = None if data is None else named(data, **(table or {}))  # first, as a model waits seconds for torch
+    kind = model_class(model)
+    card = kind.card
     hyperparameters, options = parse_sets(sets, kind, METHODS[inference], model)
     made = get_model(model, **hyperparameters)
     method = make_method(inference, options)
     _check_settings(**settings)
-    rows, source = open_data(card.dataset if data is None else data, card.task, model, **(table or {}))
+    asked = asked or named(card.dataset, **(table or {}))
+    rows, source = asked.rows(card.task, model)
     check_rows(made, rows, settings.get("missing", "refuse"))
     directory = default_directory(model, source["name"], inference, overwrite) if out is None else out
     if any(not c.isprintable() for c in str(directory)):

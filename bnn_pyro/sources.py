@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bnn_pyro.datasets import DataSet, dataset_card, list_datasets, load_dataset
 from bnn_pyro.errors import DataError, OptionError, unknown
+from bnn_pyro.own_table import OwnTable, read_own
 from bnn_pyro.table_files import PARQUET_SUFFIXES, TEXT_SUFFIXES, read_table
 
 HELD_OUT = 0.2
@@ -20,10 +22,36 @@ def is_table(data: str) -> bool:
     )
 
 
-def open_data(
+@dataclass(frozen=True)
+class Named:
+    """What ``--data`` names, checked as far as no model (and so no torch) is needed; a table has been read."""
+
+    data: str
+    table: OwnTable | None = None  # None for a data set
+    split: int | str = 0
+    arguments: list[str] = field(default_factory=list)  # words of the command line that name the same rows again
+    na: tuple[str, ...] = ()
+
+    def rows(self, task: str, model: str) -> tuple[DataSet, dict[str, Any]]:
+        """The rows, and a table for run.toml that says which. Raises: BNNError for rows that are not for ``task``."""
+        if self.table is not None:
+            rows = self.table.parts(task)
+            return rows, self._described(rows, self.table.name) | {"na": list(self.na)}
+        card = dataset_card(self.data)
+        if card.task != task:
+            raise OptionError(
+                f"{model}: expected data for {task}, got {card.name!r}, which is for {card.task}. bnn-pyro datasets lists "
+                "all."
+            )
+        rows = load_dataset(self.data, split=self.split)
+        return rows, self._described(rows, self.data) | {"split": str(self.split)}
+
+    def _described(self, rows: DataSet, name: str) -> dict[str, Any]:
+        return {"name": name, "test_rows": len(rows.test), "target": rows.card.target, "arguments": self.arguments}
+
+
+def named(
     data: str,
-    task: str,
-    model: str,
     *,
     target: str | None = None,
     drop: Sequence[str] = (),
@@ -31,11 +59,10 @@ def open_data(
     na: Sequence[str] = (),
     split: str | None = None,
     missing: str = "refuse",
-) -> tuple[DataSet, dict[str, Any]]:
-    """The rows that ``--data`` and its options name, and a table for run.toml that says which.
+) -> Named:
+    """What ``--data`` and its options name.
 
-    ``arguments`` of that table are the words of the command line that name the same rows again.
-    Raises: BNNError for options that do not go together, and for rows that are not for ``task``.
+    Raises: BNNError for options that do not go together, and for a table that cannot be used.
     """
     if not is_table(data):
         number = _split(split)
@@ -43,9 +70,9 @@ def open_data(
             files = [
                 p.name for p in Path(".").iterdir() if p.name.lower().endswith((*TEXT_SUFFIXES, *PARQUET_SUFFIXES))
             ]
-            named = [file for file in files if file.partition(".")[0] == data]
-            if named:
-                raise DataError(f"--data: expected a data set or a file, got {data!r}. Did you mean {named[0]!r}?")
+            alike = [file for file in files if file.partition(".")[0] == data]
+            if alike:
+                raise DataError(f"--data: expected a data set or a file, got {data!r}. Did you mean {alike[0]!r}?")
             if data not in list_datasets():
                 raise unknown("data set or file", data, [*list_datasets(), *files])
         for option, given in (("--target", target), ("--drop", drop), ("--held-out", held_out), ("--na", na)):
@@ -53,15 +80,8 @@ def open_data(
                 raise OptionError(
                     f"{option}: expected a table of your own (--data mine.csv), got {data!r}, a data set."
                 )
-        card = dataset_card(data)
-        if card.task != task:
-            raise OptionError(
-                f"{model}: expected data for {task}, got {card.name!r}, which is for {card.task}. bnn-pyro datasets lists "
-                "all."
-            )
-        rows = load_dataset(data, split=number)
-        arguments = ["--split", str(number)] if split is not None else []
-        return rows, _described(rows, data, arguments) | {"split": str(number)}
+        dataset_card(data)
+        return Named(data, None, number, ["--split", str(number)] if split is not None else [])
     if split is not None:
         raise OptionError(
             f"--split: expected a data set with fixed splits, got {data!r}. --held-out sets a share aside."
@@ -69,10 +89,8 @@ def open_data(
     if target is None:
         names = ", ".join(map(str, read_table(data, na=tuple(na)).columns))
         raise OptionError(f"--target: expected the column of {data} to predict, got none. Its columns are {names}.")
-    from bnn_pyro.own_table import load_table
-
     share = HELD_OUT if held_out is None else held_out
-    rows = load_table(data, target, task=task, drop=tuple(drop), held_out=share, missing=missing, na=tuple(na))
+    table = read_own(data, target, drop=tuple(drop), held_out=share, missing=missing, na=tuple(na))
     arguments = ["--target", target]
     for column in drop:
         arguments += ["--drop", column]
@@ -80,11 +98,12 @@ def open_data(
         arguments += ["--na", value]
     arguments += ["--held-out", f"{share:g}"] if held_out is not None else []
     arguments += ["--missing", missing] if missing != "refuse" else []
-    return rows, _described(rows, Path(data).name, arguments) | {"na": list(na)}
+    return Named(data, table, 0, arguments, tuple(na))
 
 
-def _described(rows: DataSet, name: str, arguments: list[str]) -> dict[str, Any]:
-    return {"name": name, "test_rows": len(rows.test), "target": rows.card.target, "arguments": arguments}
+def open_data(data: str, task: str, model: str, **options: Any) -> tuple[DataSet, dict[str, Any]]:
+    """``named`` and its ``rows`` in one call, where nothing is gained by checking first."""
+    return named(data, **options).rows(task, model)
 
 
 def _split(split: str | None) -> int | str:

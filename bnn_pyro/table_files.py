@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnn_pyro.errors import DataError, printable, warn
+from bnn_pyro.errors import PLACE, DataError, place, printable, warn
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 TEXT_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), (".parquet", ".pq")
@@ -35,6 +35,8 @@ _BOOLEAN = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": F
 
 def read_table(path: str | Path, *, na: tuple[str, ...] = ()) -> pd.DataFrame:
     """The table in a file: columns of int64, float64, bool or text, n rows, a name for each column.
+
+    Rows of a text file are indexed by row (from 0) and line, which ``errors.place`` says: blank lines are no rows.
 
     Args:
         path: A CSV file with a header (delimiter , ; tab or | as the header has it, UTF-8, possibly gzipped), or a
@@ -111,7 +113,8 @@ def _read_text(path: Path, na: Sequence[str]) -> pd.DataFrame:
         _warn_of_index(path)
     _refuse_nameless(path, header[1:] if index else header)
     kept = range(int(index), len(header))
-    return pd.DataFrame({header[i]: _column(path, header[i], columns[i], lines, na) for i in kept})
+    rows_of_file = pd.MultiIndex.from_arrays([range(len(lines)), lines], names=PLACE)
+    return pd.DataFrame({header[i]: _column(path, header[i], columns[i], rows_of_file, na) for i in kept})
 
 
 def _delimiter(header: str) -> str:
@@ -188,27 +191,25 @@ def _warn_of_index(path: Path) -> None:
     warn(f"table {path}: the first column has no name and only numbers the rows; dropped.")
 
 
-def _column(
-    path: Path, name: str, cells: Sequence[str], lines: Sequence[int], na: Sequence[str], place: str = "line"
-) -> pd.Series:
-    """Numbers if all values are, else text; refuses a column in between. ``lines`` is where each cell stands."""
+def _column(path: Path, name: str, cells: Sequence[str], index: pd.Index, na: Sequence[str]) -> pd.Series:
+    """Numbers if all values are, else text; refuses a column in between. ``index`` says where each cell stands."""
     values = [cell.strip() for cell in cells]
     missing = [value in MISSING or value in na for value in values]
     given = [value for value, is_missing in zip(values, missing) if not is_missing]
     if all(_NUMBER.fullmatch(value) for value in given):
         if given and not any(missing) and all(_WHOLE.fullmatch(v) and len(v) <= 18 for v in given):
-            return pd.Series(np.array([int(value) for value in values], dtype=np.int64))
+            return pd.Series(np.array([int(value) for value in values], dtype=np.int64), index)
         return pd.Series(
-            np.array([np.nan if is_missing else float(v) for v, is_missing in zip(values, missing)], dtype=float)
+            np.array([np.nan if is_missing else float(v) for v, is_missing in zip(values, missing)], dtype=float), index
         )
     if not any(missing) and all(value in _BOOLEAN for value in given):
-        return pd.Series([_BOOLEAN[value] for value in given])
-    _refuse_almost_numbers(path, name, values, missing, [f"{place} {i}" for i in lines])
-    return pd.Series([None if is_missing else cell for cell, is_missing in zip(cells, missing)])
+        return pd.Series([_BOOLEAN[value] for value in given], index)
+    _refuse_almost_numbers(path, name, values, missing, index)
+    return pd.Series([None if is_missing else cell for cell, is_missing in zip(cells, missing)], index)
 
 
 def _refuse_almost_numbers(
-    path: Path, name: str, values: Sequence[str], missing: Sequence[bool], places: Sequence[str]
+    path: Path, name: str, values: Sequence[str], missing: Sequence[bool], index: pd.Index
 ) -> None:
     total = len(values) - sum(missing)
     numbers = sum(not is_missing and bool(_NUMBER.fullmatch(v)) for v, is_missing in zip(values, missing))
@@ -225,7 +226,7 @@ def _refuse_almost_numbers(
         advice = f"Mark it as missing: na=({bad!r},) / --na {bad!r}"
     raise DataError(
         f"table {path}, column {printable(name)}: expected numbers, as {numbers} of {total} values are, got "
-        f"{printable(bad)} at {places[first]}. {advice}"
+        f"{printable(bad)} at {place(index, first)}. {advice}"
     )
 
 
@@ -272,4 +273,4 @@ def _parquet_column(path: Path, name: str, column: pd.Series, na: Sequence[str])
             "one of these."
         )
     cells = ["" if is_empty else value for value, is_empty in zip(column, empty)]
-    return _column(path, name, cells, range(1, len(cells) + 1), na, place="row")
+    return _column(path, name, cells, column.index, na)

@@ -32,9 +32,9 @@ SCORES = {
 }
 
 
-def summary_page(run: Finished) -> str:
-    """What ``bnn-pyro summary`` prints: what was fitted, function space, scores, verdict, files."""
-    parts = [_head(run), _function_space(run), _scalars(run), _scores(run), _verdict(run), _files(run)]
+def summary_page(run: Finished, warnings: bool = True) -> str:
+    """What ``bnn-pyro summary`` prints: what was fitted (with its warnings, or not), function space, scores, verdict, files."""
+    parts = [_head(run, warnings), _function_space(run), _scalars(run), _scores(run), _verdict(run), _files(run)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -120,7 +120,7 @@ def wrapped(text: str, first: str = "", rest: str | None = None) -> str:
     return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
-def _head(run: Finished) -> str:
+def _head(run: Finished, warnings: bool) -> str:
     content, draws = run.content, run.posterior.draws
     about, fit = content.get("dataset", {}), content["fit"]
     info, data = fit["info"], content["data"]
@@ -143,7 +143,8 @@ def _head(run: Finished) -> str:
         wrapped(_assignments(settings), "  inference  "),
         wrapped(", ".join(what), "  cost       "),
     ]
-    return "\n".join(lines + [wrapped(note, "  warning    ") for note in fit["warnings"]])
+    notes = fit["warnings"] if warnings else ()
+    return "\n".join(lines + [wrapped(note, "  warning    ") for note in notes])
 
 
 def _function_space(run: Finished) -> str:
@@ -163,7 +164,7 @@ def _function_space(run: Finished) -> str:
     if "noise_scale" in others:
         note += f"f and noise_scale are in units of {target}; "
     likelihood = "nats" if run.posterior.data.classes is not None else "nats, y in its own units"
-    note += f"log_likelihood in {likelihood}; log_prior and norms (sums of squares) {_units(run)}."
+    note += f"log_likelihood in {likelihood}; log_prior and norms {_units(run)}."
     columns = aligned(_rows(run, table.loc[[*shown, *others]]), COLUMNS)
     return f"{title('Function space')}\n{columns}\n{wrapped(note, '  ')}"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnn_pyro.data import Data
-from bnn_pyro.errors import warn
+from bnn_pyro.errors import place, warn
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def learn_units(data: Data, *, x: bool, y: bool, where: str) -> Units:
         _warn_of_columns(array, name, data, where, centred=x)
     kept = data.encoding.indicators if data.encoding is not None else None
     pairs = {name: _moments(a, kept) for name, a in real.items()} if x else {}
+    warn_of_outliers(Units(pairs), data.x, data, where)
     if not y or data.y is None:
         return Units(pairs)
     if len(data.y) > 1 and np.any(_constant(data.y)):
@@ -93,6 +94,45 @@ def warn_of_units(data: Data, y: bool, where: str) -> None:
                 f"{mean[i]:.3g} and standard deviation {sd[i]:.3g}. "
                 "Leave standardize=True, or rescale."
             )
+
+
+FURTHEST = (
+    50.0  # standard deviations from the training mean; a column that is constant but for a few rows has such values
+)
+
+
+def warn_of_outliers(
+    units: Units, x: np.ndarray | dict[str, np.ndarray], data: Data, where: str, rows: Any = None
+) -> None:
+    """Warns, once for each input, of the value that is largest in standard units if it is beyond what a network can bear.
+
+    Args:
+        units: As learnt from the training rows ``data``.
+        x: Rows in original units, of the kind of ``data.x``.
+        rows: What a user passed as x, to say which row it is; None says none.
+    """
+    for name, array in x.items() if isinstance(x, dict) else [("", x)]:
+        if name not in units.x or array.ndim > 2 or not array.size:
+            continue
+        size = np.abs(units._standard(name, array)).reshape(len(array), -1)
+        far = np.flatnonzero(size.max(0) > FURTHEST)
+        if not len(far):
+            continue
+        row, i = divmod(int(size.argmax()), size.shape[1])
+        mean, sd = (float(np.ravel(moment)[i]) for moment in units.x[name])
+        learnt = data.x[name] if isinstance(data.x, dict) else data.x
+        distance = (
+            f"{size[row, i]:.0f} standard deviations from the mean of the training rows ({mean:.3g}, sd {sd:.3g})"
+        )
+        if np.atleast_1d(_constant(learnt))[i]:
+            distance = f"where all training rows have {mean:.3g}"
+        which = f", {_named([i, *far[far != i]], data, array)}" if array.ndim == 2 else ""
+        at = "" if rows is None else f" at {place(rows, row)}"
+        warn(
+            f"{where}, x{f'[{name!r}]' if name else ''}{which}: expected values within {FURTHEST:.0f} standard deviations, "
+            f"got {array.reshape(size.shape)[row, i]:g}{at}, {distance}: predictions for such a row are not to be relied on. "
+            "Leave nearly constant columns out, or mend the value."
+        )
 
 
 def _moments(array: np.ndarray, kept: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

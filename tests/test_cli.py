@@ -23,7 +23,7 @@ from bnn_pyro.errors import OptionError
 
 ROOT = Path(__file__).parents[1]
 SVI = ("--inference", "svi", "--set", "steps=200", "--set", "draws=50")
-NUTS = ("--inference", "nuts", "--set", "chains=1", "--set", "warmup=20", "--set", "draws=20", "--backend", "traced")
+NUTS = ("--inference", "nuts", "--set", "chains=1", "--set", "warmup=20", "--set", "draws=20", "--backend", "eager")
 ESCAPE = "\x1b[31mred"
 
 
@@ -156,6 +156,51 @@ def test_help_does_not_wait_for_torch():
     began = time.perf_counter()
     assert python("-m", "bnn_pyro.cli", "--version").stdout == f"bnn-pyro {bnn.__version__}\n"
     assert time.perf_counter() - began < 2  # 0.1 s on an idle machine
+
+
+def modules_after(words, folder):
+    """What the command says on stderr, and which of the slow modules it has waited for."""
+    code = (
+        "import sys\nfrom bnn_pyro.cli import main\n"
+        f"try:\n    main({list(map(str, words))!r})\nexcept SystemExit as stop:\n    pass\n"
+        "print([m for m in ('torch', 'pyro', 'arviz', 'matplotlib') if m in sys.modules])"
+    )
+    made = python("-c", code, cwd=folder)
+    return made.stderr, made.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (("--data", "none.csv", "--target", "y"), "none.csv: expected a file, got none"),
+    (("--data", "t.csv", "--target", "z"), "unknown column of t.csv 'z'"),
+    (("--data", "t.csv"), "--target: expected the column of t.csv to predict"),
+    (("--data", "gap.csv", "--target", "y"), "got one at row 1 (line 3 of the file); 1 of 4 are missing"),
+    (("--data", "odd.csv", "--target", "y"), "got '?' at row 1 (line 3 of the file)"),
+    (("--data", "diabets"), "unknown data set 'diabets': did you mean 'diabetes'?"),
+])  # fmt: skip
+def test_a_wrong_table_is_refused_before_torch_is_waited_for(words, sentence, tmp_path):
+    rows = ["a,y", "1,2", "2,3", "3,4", "4,6"]
+    for name, second in (("t", "2,3"), ("gap", ",3"), ("odd", "?,3")):
+        (tmp_path / f"{name}.csv").write_text("\n".join([*rows[:2], second, *rows[3:]]))
+    said, loaded = modules_after(("fit", "linear", *words), tmp_path)
+    assert sentence in said and loaded == "[]", (said, loaded)
+
+
+def test_show_does_not_wait_for_arviz(tmp_path):
+    assert modules_after(("show", "linear"), tmp_path) == ("", "['torch', 'pyro']")
+    said, loaded = modules_after(("show", "liner"), tmp_path)
+    assert "did you mean 'linear'?" in said and loaded == "[]"
+
+
+def test_a_warning_is_shown_once_by_fit_and_kept_for_summary(tmp_path):
+    rows = "\n".join(f"{i % 7},5,{i}" for i in range(30))
+    (tmp_path / "t.csv").write_text(f"a,same,y\n{rows}\n")
+    words = ("--data", tmp_path / "t.csv", "--target", "y", "--held-out", "0", *SVI, "--out", tmp_path / "run")
+    made = call("fit", "linear", *words, "--no-pictures")
+    said = "linear, x, column same: constant in the training rows"
+    assert made.exit_code in (0, 1) and made.stderr.count(said) == 1, made.output
+    assert "constant" not in made.stdout
+    again = call("summary", tmp_path / "run")
+    assert again.stdout.count(said) == 1 and again.stderr == ""
 
 
 def test_list_names_every_model():

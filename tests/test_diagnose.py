@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import bnn_pyro as bnn
-from bnn_pyro.diagnose import elbo_gain
+from bnn_pyro.diagnose import _k_hat_words, _rose, elbo_gain
 
 CHAINS, DRAWS = 4, 250
 
@@ -14,7 +14,7 @@ CHAINS, DRAWS = 4, 250
 def fitted():
     data = bnn.load_dataset("stackloss")
     model = bnn.get_model("linear", noise=0.5)
-    posterior = model.fit(data.train, chains=CHAINS, warmup=20, draws=DRAWS, dtype="float64", backend="traced")
+    posterior = model.fit(data.train, chains=CHAINS, warmup=20, draws=DRAWS, dtype="float64", backend="eager")
     return posterior, model.exact(posterior.target.x, posterior.target.y)
 
 
@@ -92,7 +92,7 @@ def test_draws_that_are_not_finite(healthy):
 
 def test_two_chains_cannot_be_judged():
     data = bnn.load_dataset("stackloss")
-    posterior = bnn.get_model("linear").fit(data.train, chains=2, warmup=20, draws=20, backend="traced")
+    posterior = bnn.get_model("linear").fit(data.train, chains=2, warmup=20, draws=20, backend="eager")
     assert "R-hat needs at least 4" in str(posterior.diagnose())
 
 
@@ -121,3 +121,36 @@ def test_elbo_gain_and_its_error():
     assert abs(gain) < 4 * error and error == pytest.approx(np.sqrt(2 / 400), rel=0.1)
     gain, error = elbo_gain(flat + 0.01 * np.arange(4000))
     assert gain == pytest.approx(16.0, abs=4 * error) and error == pytest.approx(np.sqrt(2 / 400), rel=0.1)
+
+
+@pytest.mark.parametrize(("nats", "words"), [
+    (3.26, "rose by 3.3 nats"), (-0.5, "fell by 0.5 nats"), (0.04, "moved by less than 0.1 nats"),
+    (-0.04, "moved by less than 0.1 nats"), (0.0, "moved by less than 0.1 nats"),
+])  # fmt: skip
+def test_a_change_is_said_without_a_sign(nats, words):
+    assert _rose(nats) == words
+
+
+def test_an_elbo_that_fell_says_so():
+    posterior = bnn.get_model("linear").fit(bnn.load_dataset("stackloss").train, inference="svi", steps=400, draws=50)
+    noise = np.random.default_rng(0).normal(0.0, 0.1, 400)
+    posterior.draws.history["elbo"] = noise - np.linspace(0.0, 2.0, 400)
+    said = posterior.diagnose().reasons[0]
+    assert "(it fell by 0.8 nats in the second half of the steps; a rise of" in said or "fell by 0.9 nats" in said
+
+
+def test_a_high_k_hat_blames_a_network_only_where_there_is_one():
+    data = bnn.load_dataset("stackloss")
+    for model, guide, end in (
+        (bnn.get_model("linear"), "normal", "which knows no correlations; guide='multivariate' does."),
+        (bnn.get_model("linear"), "lowrank", "cannot repair the guide."),
+        (bnn.get_model("mlp_gaussian", hidden=(3,)), "normal", ", as is usual for a network."),
+    ):
+        posterior = model.fit(data.train, inference=bnn.SVI(guide=guide, steps=200, draws=200))
+        posterior.draws.history["elbo"] = np.random.default_rng(0).normal(size=200)
+        posterior.draws.stats["log_q"] = -40.0 * np.random.default_rng(1).pareto(
+            1.0, (1, 200)
+        )  # weights with heavy tails
+        said = posterior.diagnose().reasons[-1]
+        assert "above 0.7: importance weights cannot repair the guide" in said and said.endswith(end), said
+    assert "network" not in _k_hat_words(0.6, True, True) + _k_hat_words(0.3, True, True)

@@ -343,6 +343,33 @@ def test_a_grid_search_finds_the_better_settings(numbers):
     assert np.array_equal(search.predict(x), search.best_estimator_.posterior_.predict(x).mean)
 
 
+def test_a_search_reaches_into_the_dictionaries(numbers):
+    x, y = numbers
+    grid = {"hyperparameters__prior_sd": [1e-3, 1.0], "options__lr": [0.1, 0.2]}
+    asked = linear(hyperparameters={"noise": 0.1}, options=QUICK | {"steps": 80})
+    search = GridSearchCV(asked, grid, cv=2, error_score="raise").fit(x, y)
+    best = search.best_estimator_
+    assert len(search.cv_results_["params"]) == 4 and search.best_params_["hyperparameters__prior_sd"] == 1.0
+    assert (best.posterior_.model.prior_sd, best.posterior_.model.noise, best.posterior_.method.steps) == (1.0, 0.1, 80)
+    assert best.posterior_.method.lr == search.best_params_["options__lr"]
+    assert asked.get_params()["hyperparameters__noise"] == 0.1 and asked.hyperparameters == {"noise": 0.1}
+    piped = make_pipeline(StandardScaler(), asked).set_params(bnnregressor__options__steps=9)
+    assert piped[-1].options == QUICK | {"steps": 9} and "options__steps" not in asked.get_params(deep=False)
+
+
+def test_nested_names_make_new_dictionaries():
+    given = {"hidden": (6,)}
+    one = bnn.BNNRegressor(hyperparameters=given)
+    one.set_params(hyperparameters__hidden=(9,), options__steps=3)
+    assert given == {"hidden": (6,)} and one.hyperparameters == {"hidden": (9,)} and one.options == {"steps": 3}
+    one.set_params(model="linear", hyperparameters={"noise": 0.2}, hyperparameters__prior_sd=2.0)
+    assert one.hyperparameters == {"noise": 0.2, "prior_sd": 2.0}
+    one.set_params(**one.get_params())
+    assert one.hyperparameters == {"noise": 0.2, "prior_sd": 2.0} and one.options == {"steps": 3}
+    with pytest.raises(bnn.UnknownNameError, match="'prior_ds': did you mean 'prior_sd'"):
+        one.set_params(hyperparameters__prior_ds=1.0)
+
+
 def test_cross_validation_works(numbers, groups):
     scores = cross_val_score(linear(), *numbers, cv=KFold(2), error_score="raise")
     assert scores.shape == (2,) and (scores > 0.9).all()

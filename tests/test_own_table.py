@@ -125,7 +125,7 @@ REFUSED = [
     ((table(), "price"), {"held_out": -0.1}, OptionError, "got -0.1"),
     ((table(), "price"), {"held_out": float("nan")}, OptionError, "got nan"),
     ((table(), "price"), {"held_out": True}, OptionError, "got True"),
-    ((GAPS, "price"), {}, DataError, "got one at row 4, counted from 0; 2 of 100 are missing"),
+    ((GAPS, "price"), {}, DataError, "got one at row 4; 2 of 100 are missing"),
     ((GAPS, "price"), {"missing": "impute"}, DataError, "--missing drop"),
     ((table(), "town"), {"task": "regression"}, DataError, "expected numbers for a regression, got text"),
     ((table().assign(f=True), "f"), {"task": "regression"}, DataError, "got true and false"),
@@ -141,3 +141,22 @@ def test_what_cannot_be_used_is_refused(words, options, error, sentence):
     with pytest.raises(error) as caught:
         load_table(*words, **options)
     assert sentence in str(caught.value) and str(caught.value).rstrip("'").endswith((".", "?"))
+
+
+def test_rows_of_a_file_are_named_as_in_the_file(tmp_path):
+    file = tmp_path / "t.csv"
+    whole = table(30).astype({"age": object})
+    whole.loc[[2, 5], "age"] = ""  # both leave before the rows below are looked at
+    whole.loc[9, "price"] = np.inf
+    whole.to_csv(file, index=False)
+    with pytest.raises(
+        DataError, match=r"^t.csv: .* got inf at row 9 \(line 11 of the file\), column 'price'; 1 of 28"
+    ):
+        load_table(file, "price", missing="drop")
+    whole.assign(price=[1.0, 2.0] * 10 + [1.5] * 10).to_csv(file, index=False)
+    with pytest.raises(DataError, match=r"got 1\.5 at row 20 \(line 22 of the file\)\. A regression model"):
+        load_table(file, "price", task="classification", missing="drop")
+    with pytest.raises(DataError, match=r"got one at row 2 \(line 4 of the file\); 2 of 30"):
+        load_table(file, "price")
+    made = load_table(file, "number", missing="drop")
+    assert made.train.x.index.equals(pd.RangeIndex(len(made.train)))  # what a user sees has a plain index

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from test_cli import call, complaint
+from test_cli import call, complaint, modules_after
 from test_own_table import table
 
 import bnn_pyro as bnn
@@ -156,7 +156,7 @@ def file(home, name):
 @pytest.mark.parametrize(("run", "name", "sentence"), [
     ("reg", "unseen", "a level of column 'town' known from training ('Bruges', 'Ghent', 'Liege'), got 'Namur' at row 0"),
     ("reg", "lack", "expected the columns that the run was fitted to, got none called 'age'. The file has 'town'."),
-    ("reg", "gap", "expected a value in column 'age', as in all training rows, got none at row 2; 1 of 15 are missing"),
+    ("reg", "gap", "as in all training rows, got none at row 2 (line 4 of the file); 1 of 15 are missing"),
     ("reg", "text", "expected numbers in column 'age', as in the training rows, got 'old' at row 0"),
     ("reg", "dear", "column 'price': expected numbers, as in the training rows, got text, such as 'dear'"),
     ("cls", "maybe", "column 'sold': expected a class known from training ('no', 'yes'), got 'maybe' at row 14"),
@@ -167,6 +167,15 @@ def test_rows_that_do_not_go_with_the_run_are_refused(home, tmp_path, run, name,
     result = call("predict", home / run, "--data", tmp_path / "new.csv", "--out", tmp_path / "pred.csv")
     assert sentence in complaint(result)
     assert [p.name for p in tmp_path.iterdir()] == ["new.csv"]
+
+
+@pytest.mark.parametrize(("run", "name"), [("reg", "gap"), ("reg", "lack"), ("reg", "unseen"), ("cls", "maybe")])
+def test_wrong_rows_are_refused_before_torch_is_waited_for(home, tmp_path, run, name):
+    file(home, name).to_csv(tmp_path / "new.csv", index=False)
+    said, loaded = modules_after(("predict", home / run, "--data", "new.csv"), tmp_path)
+    assert said.startswith("bnn-pyro: ") and "expected" in said and loaded == "[]", (said, loaded)
+    said, loaded = modules_after(("predict", home / run, "--data", "none.csv"), tmp_path)
+    assert "none.csv: expected a file" in said and loaded == "[]"
 
 
 @pytest.mark.parametrize("value", ["0", "1", "2", "-0.5", "nan"])
@@ -257,7 +266,7 @@ def test_inputs_that_the_training_rows_do_not_reach_are_named(home, tmp_path):
     new["age"] = [inside.min(), inside.max(), inside.max() + 1, 5000.0]
     new.to_csv(tmp_path / "far.csv", index=False)
     made = predicting.carry_out(str(home / "reg"), str(tmp_path / "far.csv"))
-    expected = f"age 5000 at row 3 ({inside.min():g} to {inside.max():g} there), and 1 more row."
+    expected = f"age 5000 at row 3 (line 5 of the file) ({inside.min():g} to {inside.max():g} there), and 1 more row."
     assert expected in made.outside and expected in " ".join(predicting.page(made).split())
     new.head(2).to_csv(tmp_path / "near.csv", index=False)
     assert predicting.carry_out(str(home / "reg"), str(tmp_path / "near.csv")).outside == ""

@@ -139,7 +139,7 @@ def test_the_picture_draws_the_functions_of_the_prior():
 
 
 def test_a_missing_value_is_filled_in_when_asked(folder):
-    assert "at row 3, counted from 0; 1 of 100 are missing" in complaint(
+    assert "at row 3 (line 5 of the file); 1 of 100 are missing" in complaint(
         call("prior", "linear", "--data", "gap.csv", "--target", "price")
     )
     made = prior("linear", "--data", "gap.csv", "--target", "price", "--missing", "impute", "--draws", "20")

@@ -50,13 +50,13 @@ REFUSED = [
     ("linear --data mine.csv --target town", "expected numbers for a regression, got text"),
     ("logistic --data mine.csv --target town", "logistic, y: expected 2 classes, got 3"),
     ("logistic --data many.csv --target y", "got 200 different numbers in 300 rows"),
-    ("linear --data gap.csv --target price", "gap.csv, column 'age': expected no missing value, got one at row 42, counted "
-     "from 0; 1 of 100 "
+    ("linear --data gap.csv --target price", "gap.csv, column 'age': expected no missing value, got one at row 42 (line "
+     "44 of the file); 1 of 100 "
      "are missing. missing='drop' / --missing drop leaves such rows out, missing='impute' / --missing impute fills in the "),
-    ("linear --data gap.csv --target age", "at row 42, counted from 0; 1 of 100 are missing. missing='drop' / --missing drop"),
+    ("linear --data gap.csv --target age", "(line 44 of the file); 1 of 100 are missing. missing='drop' / --missing drop"),
     ("linear --data gap.csv --target age --missing impute", "Leave such rows out: missing='drop' / --missing drop."),
     ("linear --data gap.csv --target price --missing imput", "unknown value of missing 'imput': did you mean 'impute'?"),
-    ("linear --data marks.csv --target price", "got '?' at line 5. Mark it as missing: na=('?',) / --na '?'"),
+    ("linear --data marks.csv --target price", "row 3 (line 5 of the file). Mark it as missing: na=('?',) / --na '?'"),
     ("linear --data named.csv --target price", "looks like an identifier or free text. Leave it out (drop=['name'] / --drop "
      "name)"),
     ("linear --data mine.csv --target price --drop pric", "unknown column of mine.csv 'pric'"),

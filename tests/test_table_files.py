@@ -13,6 +13,7 @@ import pytest
 
 import bnn_pyro as bnn
 from bnn_pyro import table_files
+from bnn_pyro.errors import place
 from bnn_pyro.table_files import read_table
 
 
@@ -44,7 +45,7 @@ def check(table):
     assert list(table.columns) == ["n", "x", "who", "yes"]
     assert table["n"].dtype == np.int64 and table["n"].tolist() == [1, -2, 3]
     assert table["x"].dtype == float and table["x"].isna().tolist() == [False, True, False]
-    assert table["x"][0] == 1.5 and table["x"][2] == 1e-3
+    assert table["x"].iloc[0] == 1.5 and table["x"].iloc[2] == 1e-3
     assert table["who"].tolist() == ["ab", "c d", "=1+2"] and table["yes"].dtype == bool
     assert table["yes"].tolist() == [True, False, True]
 
@@ -64,6 +65,18 @@ def test_quotes_blank_lines_and_spaces(write):
     assert list(table.columns) == ["a; or; b", "c"] and table["c"].tolist() == [1, 2]
     assert table.iloc[:, 0].tolist() == ["x\ny, z", 'say "no"']
     assert read_table(write("a b\u2028c\nx\u2028y\n")).iloc[0, 0] == "x\u2028y"  # a line separator of Unicode is text
+
+
+def test_a_row_is_named_by_its_number_and_its_line(write):
+    table = read_table(write('a,b\n\n1,"x\ny"\n2,z\n\n3,z\n'))  # blank lines are no rows, and a quoted value has two
+    assert [place(table, i) for i in range(3)] == [
+        "row 0 (line 4 of the file)",
+        "row 1 (line 5 of the file)",
+        "row 2 (line 7 of the file)",
+    ]
+    assert place(table[table["a"] > 1]["b"], 0) == "row 1 (line 5 of the file)"  # rows keep theirs when others leave
+    for rows in (table.reset_index(drop=True), table.to_numpy(), [1, 2, 3], {"x": table}, None):
+        assert place(rows, 2) == "row 2"
 
 
 def test_numbers_are_exact(write):
@@ -86,7 +99,7 @@ def test_missing_values(write):
     path = write("a,b,c,d\n1,x,NA,?\n?,?,,?\n3,-,NaN,?\nnan,y,null,?\n")
     table = read_table(path, na=("?", "-"))
     assert table["a"].tolist()[::2] == [1, 3] and table["a"].isna().tolist() == [False, True, False, True]
-    assert table["b"].isna().tolist() == [False, True, True, False] and table["b"][0] == "x"
+    assert table["b"].isna().tolist() == [False, True, True, False] and table["b"].iloc[0] == "x"
     assert table["c"].dtype == float and table["c"].isna().all() and table["d"].isna().all()
     refused(path, "na: expected a tuple of texts, got '?'. Pass na=('?',)", na="?")
 
@@ -94,13 +107,17 @@ def test_missing_values(write):
 def test_a_text_among_numbers_is_named_with_its_line(write):
     values = ["1"] * 32 + ["?"] + ["2.5"] * 340
     path = write("id,v\n" + "\n".join(f"r{i},{v}" for i, v in enumerate(values)))
-    text = refused(path, "column 'v': expected numbers, as 372 of 373 values are, got '?' at line 34.")
+    text = refused(
+        path, "column 'v': expected numbers, as 372 of 373 values are, got '?' at row 32 (line 34 of the file)."
+    )
     assert text.endswith("Mark it as missing: na=('?',) / --na '?'")
     assert read_table(path, na=("?",))["v"].isna().sum() == 1
     half = write("v\n1\n2\na\nb\n")
     assert read_table(half)["v"].tolist() == ["1", "2", "a", "b"]  # half is not most
-    refused(write("v\n1\n2\n3\na\nb\n"), "as 3 of 5 values are, got 'a' at line 5")
-    refused(write('v,w\n1,"x\ny"\n?,z\n3,z\n'), "got '?' at line 4")  # a quoted value over two lines
+    refused(write("v\n1\n2\n3\na\nb\n"), "as 3 of 5 values are, got 'a' at row 3 (line 5 of the file)")
+    refused(
+        write('v,w\n1,"x\ny"\n?,z\n3,z\n'), "got '?' at row 1 (line 4 of the file)"
+    )  # a quoted value over two lines
 
 
 @pytest.mark.parametrize(
@@ -115,11 +132,14 @@ def test_a_text_among_numbers_is_named_with_its_line(write):
 )
 def test_commas_inside_numbers_are_refused(write, rows, bad, line):
     path = write("v,w\n" + "".join(f"{row},a\n" for row in rows))
-    refused(path, f"got {bad!r} at line {line}. Write a point for the decimal comma, and nothing between thousands.")
+    refused(
+        path,
+        f"got {bad!r} at row {line - 2} (line {line} of the file). Write a point for the decimal comma, and nothing between",
+    )
 
 
 def test_decimal_commas_between_semicolons(write):
-    refused(write("a;b\n1,5;2\n2,5;3\n"), "column 'a'", "got '1,5' at line 2")
+    refused(write("a;b\n1,5;2\n2,5;3\n"), "column 'a'", "got '1,5' at row 0 (line 2 of the file)")
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
@@ -215,7 +235,7 @@ def test_parquet_reads_as_the_same_table(parquet):
 @needs_pyarrow
 def test_parquet_text_is_judged_as_in_csv(parquet):
     path = parquet(pd.DataFrame({"v": ["1", "2", "?", None], "w": ["a", None, "b", "-"]}))
-    refused(path, "column 'v': expected numbers, as 2 of 3 values are, got '?' at row 3")
+    refused(path, "column 'v': expected numbers, as 2 of 3 values are, got '?' at row 2.")
     table = read_table(path, na=("?", "-"))
     assert table["v"].tolist()[:2] == [1, 2] and table["v"].isna().tolist() == [False, False, True, True]
     assert table["w"].isna().tolist() == [False, True, False, True]

@@ -8,7 +8,7 @@ import pytest
 
 import bnn_pyro as bnn
 from bnn_pyro.data import collect
-from bnn_pyro.units import Units, learn_units, warn_of_units
+from bnn_pyro.units import FURTHEST, Units, learn_units, warn_of_outliers, warn_of_units
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(2.0, 3.0, size=(20, 3)), RNG.normal(-1.0, 5.0, size=20)
@@ -148,3 +148,55 @@ def test_labels_are_never_standardised():
     posterior = bnn.get_model("logistic").fit(X, y, inference="prior", draws=20)
     assert posterior.units.y is None and sorted(np.unique(posterior.target.y)) == [0, 1]
     assert np.allclose(posterior.target.x.std(0, correction=0), 1, atol=1e-6)
+
+
+def test_a_value_far_from_the_training_rows_is_named_in_standard_deviations():
+    x = np.column_stack([RNG.normal(size=400), np.zeros(400), np.full(400, 7.0)])
+    x[3, 1] = 1.0  # constant but for one row: sd 0.05
+    train = collect(pd.DataFrame(x, columns=["a", "pixel", "same"]), RNG.normal(size=400))
+    (units, _) = warned(learn_units, train, x=True, y=True, where="fit")
+    mean, sd = x[:, 1].mean(), x[:, 1].std()
+    new = np.array([[0.0, 1.0, 7.0], [0.0, 16.0, 7.0], [0.5, 0.0, 7.0]])
+    _, (said,) = warned(warn_of_outliers, units, new, train, "m, predict", pd.DataFrame(new))
+    assert said.startswith(
+        "m, predict, x, column pixel: expected values within 50 standard deviations, got 16 at row 1, "
+    )
+    assert (
+        f"{(16 - mean) / sd:.0f} standard deviations from the mean of the training rows ({mean:.3g}, sd {sd:.3g})"
+        in said
+    )
+    for value, warns in ((mean + (FURTHEST - 0.1) * sd, 0), (mean + (FURTHEST + 0.1) * sd, 1), (mean - 51 * sd, 1)):
+        _, said = warned(warn_of_outliers, units, np.array([[0.0, value, 7.0]]), train, "m, predict")
+        assert len(said) == warns and "row" not in "".join(said).partition("standard dev")[0]
+    _, (said,) = warned(warn_of_outliers, units, np.array([[0.0, 0.0, 99.0]]), train, "m, predict")
+    assert "column same: " in said and "got 99, where all training rows have 7" in said
+    _, (said,) = warned(warn_of_outliers, units, np.array([[1e3, 1e6, 7.0]]), train, "m, predict")
+    assert "columns pixel, a: " in said  # the furthest first
+    assert warned(warn_of_outliers, Units({}), new * 1e6, train, "m, predict")[1] == []  # the program's own units
+
+
+def test_a_training_value_far_from_the_others_is_named():
+    x = np.zeros((3000, 2))
+    x[:, 0], x[5, 1] = RNG.normal(size=3000), 1.0
+    _, said = warned(learn_units, collect(x, x[:, 0]), x=True, y=True, where="fit")
+    assert (
+        len(said) == 1
+        and said[0].startswith("fit, x, column 1: expected values within 50")
+        and "55 standard" in said[0]
+    )
+    assert (
+        warned(learn_units, collect(x[:2000], x[:2000, 0]), x=True, y=True, where="fit")[1] == []
+    )  # sqrt(n - 1) at most
+    assert warned(learn_units, collect(x, x[:, 0]), x=False, y=False, where="fit")[1] == []
+
+
+def test_predictions_and_scores_warn_of_a_column_that_was_nearly_constant():
+    x = np.column_stack([RNG.normal(size=400), np.zeros(400)])
+    x[3, 1] = 1.0
+    posterior = bnn.get_model("linear").fit(x, x[:, 0], inference="prior", draws=20)
+    new = np.array([[0.0, 0.0], [0.0, 16.0]])
+    for call, rows in ((posterior.predict, (new,)), (posterior.score, (new, np.zeros(2)))):
+        _, said = warned(call, *rows)
+        assert any(s.startswith("linear, predict, x, column 1: expected values within 50") for s in said), said
+    for named in ({"a": new}, new[:1]):
+        assert warned(warn_of_outliers, posterior.units, named, posterior.data, "m")[1] == []

@@ -411,7 +411,7 @@ def test_settings_that_cannot_be_are_refused_on_the_command_line(monkeypatch, ca
     from bnn_pyro import sources
 
     monkeypatch.chdir(tmp_path)
-    opened = sources.open_data
+    named = sources.named
     needs_data = ("dropp", "diabets")  # names that only reading the data can tell
     asked = [["fit", "linear", "--inference", method, "--set", piece] for method, piece in CALLS]
     asked += [["fit", "linear", *flag] for flag in FLAGS]
@@ -420,9 +420,9 @@ def test_settings_that_cannot_be_are_refused_on_the_command_line(monkeypatch, ca
     wrong = []
     for words in asked:
         if words[-1] not in needs_data:
-            monkeypatch.setattr(sources, "open_data", lambda *_, **__: pytest.fail("data were read"))
+            monkeypatch.setattr(sources, "named", lambda *_, **__: pytest.fail("data were read"))
         else:
-            monkeypatch.setattr(sources, "open_data", opened)
+            monkeypatch.setattr(sources, "named", named)
         with pytest.raises(SystemExit) as stopped:
             main(words)
         out, err = capsys.readouterr()
