@@ -117,7 +117,7 @@ def _table(asked: dict[str, Any]) -> dict[str, Any]:
 @click.option("--dtype", metavar="NAME", default="float32", show_default=True, help="float32 or float64.")
 @click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu or auto.")
 @click.option("--backend", metavar="NAME", default="auto", show_default=True,
-              help="How NUTS computes gradients: auto, inductor, traced or program.")  # fmt: skip
+              help="How gradients are computed: auto, inductor, eager or pyro.")  # fmt: skip
 @click.option("--standardize/--no-standardize", default=None,
               help="Put inputs and targets into standard units, or not; by default as the model says.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the run in DIR, once the new one is whole.")
@@ -142,7 +142,7 @@ def fit(model: str, overwrite: bool, no_progress: bool, no_pictures: bool, as_js
     if as_json:
         _json(run)
         return _exit_code(run)
-    _page(run)
+    _page(run, warnings=False)
     click.echo(f"\nSee this again:  {_command('summary', str(run.path))}")
     return _exit_code(run)
 
@@ -270,7 +270,7 @@ def demo(out: str, no_progress: bool) -> None:
     for number, plan in enumerate(plans, 1):
         click.echo(f"\n{f' {number} of {len(plans)}: {plan.method.name} ':=^80}\n")
         runs.append(_fit(plan, pictures=True))
-        _page(runs[-1])
+        _page(runs[-1], warnings=False)
     click.echo(f"\n{' side by side ':=^80}\n")
     click.echo(visible(tables.comparison_page(runs)))
     click.echo(f"\n{tables.wrapped(demonstration.READING)}\n\nPictures")
@@ -290,10 +290,11 @@ def _fit(plan: Any, pictures: bool) -> Finished:
     return runner.carry_out(plan, pictures, warn=warn_in_a_line)
 
 
-def _page(run: Finished) -> None:
+def _page(run: Finished, warnings: bool = True) -> None:
+    """The summary; without warnings where a fit has just shown them on stderr."""
     from bnn_pyro import tables
 
-    click.echo(visible(tables.summary_page(run)))
+    click.echo(visible(tables.summary_page(run, warnings)))
 
 
 def _json(run: Finished) -> None:

@@ -62,8 +62,8 @@ def fit(
         dtype: ``"float32"`` or ``"float64"``.
         device: ``"cpu"``, or ``"auto"``, which is the same with ``engine="pyro"``.
         engine: ``"pyro"``: Pyro's own SVI and NUTS.
-        backend: How gradients are computed for NUTS: ``"inductor"``, ``"traced"``, ``"program"``, or ``"auto"``, which
-            compiles from 10,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
+        backend: How gradients are computed for MCMC: ``"inductor"``, ``"eager"`` (the traced graph), ``"pyro"`` (the program),
+            or ``"auto"``, which compiles from 100,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
         progress: Show a bar on a terminal.
         missing: What to do with missing values of a data frame: ``"refuse"`` them, ``"drop"`` their rows, or ``"impute"`` the
             median or most frequent value and add a column that says where; None for what ``load_table`` was told, or to refuse.

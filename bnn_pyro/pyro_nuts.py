@@ -19,7 +19,7 @@ from bnn_pyro.compiled import Gradient, compile_gradient, threads_for
 from bnn_pyro.draws import Draws
 from bnn_pyro.inference import NUTS
 from bnn_pyro.isolation import derive_seed, isolated
-from bnn_pyro.starts import starting_point
+from bnn_pyro.starts import starting_points
 from bnn_pyro.target import Target
 
 STATS = ("lp", "energy", "diverging", "tree_depth", "n_steps", "acceptance_rate", "step_size")
@@ -30,9 +30,9 @@ class _Potential(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, gradient: Gradient) -> Tensor:
-        grad, value = gradient(z.detach())
-        ctx.save_for_backward(grad)
-        return -value
+        grad, value = gradient(z.detach()[None])
+        ctx.save_for_backward(grad[0].to(z.dtype))
+        return -value[0]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
@@ -58,14 +58,14 @@ def sample_nuts(target: Target, method: NUTS, seed: int, backend: str = "auto", 
     ``energy`` is the Hamiltonian at the start of each trajectory, ``tree_depth`` the doublings that were begun.
     """
     with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
-        gradient = compile_gradient(target, torch.randn(3, target.dim, dtype=torch.float64) * 0.5, backend)
+        gradient = compile_gradient(target, torch.randn(3, target.dim) * 0.5, backend)
     total = method.chains * (method.warmup + method.draws)
+    starts = starting_points(target, gradient, method.init, seed, method.chains).double()
     chains = []
     with tqdm(total=total, disable=None if progress else True, unit="it", smoothing=0.05) as bar:
         for chain in range(method.chains):
-            start = starting_point(target, gradient, method.init, derive_seed(seed, "chain", chain))
             with isolated(derive_seed(seed, "nuts", chain), target.dtype, threads=threads_for(target)):
-                chains.append(_one_chain(gradient, method, start, bar, f"chain {chain + 1}/{method.chains}"))
+                chains.append(_one_chain(gradient, method, starts[chain], bar, f"chain {chain + 1}/{method.chains}"))
     z = torch.stack([c["z"] for c in chains]).to(target.dtype)
     stats = {name: np.stack([c[name] for c in chains]) for name in STATS}
     state = {

@@ -14,25 +14,33 @@ from bnn_pyro.target import Run, Target
 TRIES = 100
 
 
-def starting_point(target: Target, gradient: Gradient, init: str, seed: int) -> Tensor:
-    """A point (dim,) float64 where log density and gradient are finite, for ``init`` of ``NUTS``.
+def starting_points(target: Target, gradient: Gradient, init: str, seed: int, chains: int) -> Tensor:
+    """Points (chains, dim) in the target's dtype where log density and gradient are finite, for ``init`` of ``NUTS``.
 
+    Chain i's point depends on (seed, i) only.
     Raises: ModelError after 100 tries, with the site and the term that was not finite.
     """
-    z = torch.zeros(target.dim, dtype=torch.float64)
+    z = torch.zeros(chains, target.dim, dtype=target.dtype, device=target.device)
+    wanted = torch.arange(chains, device=target.device)
     for attempt in range(TRIES):
-        with isolated(seed=derive_seed(seed, "start", attempt), dtype=target.dtype), torch.no_grad():
-            if init == "uniform":
-                z = torch.rand(target.dim, dtype=torch.float64) * 4 - 2
-            else:
-                z = prior_point(target).double()
+        tries = torch.stack([_try(target, init, derive_seed(seed, "chain", int(i), "start", attempt)) for i in wanted])
         with isolated(dtype=target.dtype, threads=threads_for(target)):
-            if init == "map":
-                z = climb(gradient, z)
-            grad, value = gradient(z)
-        if torch.isfinite(value) and torch.isfinite(grad).all() and torch.isfinite(z).all():
+            if init in ("map", "ensemble"):
+                tries = climb(gradient, tries)
+            grad, value = gradient(tries)
+        good = torch.isfinite(value) & torch.isfinite(grad).all(1) & torch.isfinite(tries).all(1)
+        z[wanted[good]] = tries[good]
+        wanted, failed = wanted[~good], tries[~good]
+        if not len(wanted):
             return z
-    raise ModelError(_explain(target, z))
+    raise ModelError(_explain(target, failed[0]))
+
+
+def _try(target: Target, init: str, seed: int) -> Tensor:
+    with isolated(seed=seed, dtype=target.dtype), torch.no_grad():
+        if init == "uniform":
+            return (torch.rand(target.dim, dtype=torch.float64) * 4 - 2).to(target.dtype).to(target.device)
+        return prior_point(target)
 
 
 def prior_point(target: Target) -> Tensor:
@@ -44,7 +52,7 @@ def prior_point(target: Target) -> Tensor:
 
 
 def climb(gradient: Gradient, z: Tensor, steps: int = 500, lr: float = 0.05) -> Tensor:
-    """Adam from z towards a mode of the unconstrained density."""
+    """Adam from each z (chains, dim) towards a mode of the unconstrained density: members of a deep ensemble."""
     z = z.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([z], lr=lr)
     for _ in range(steps):

@@ -18,7 +18,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Distribution, biject_to
+from torch.distributions import Distribution, IndependentTransform, Transform, biject_to, identity_transform
 
 from bnn_pyro.data import Inputs, rows
 from bnn_pyro.errors import ModelError
@@ -69,6 +69,7 @@ class Evaluation:
     values: dict[str, Tensor]  # latent sites, constrained
     deterministic: dict[str, Tensor]
     conditionals: dict[str, Distribution]  # by observed site: the distribution of y given the latents
+    priors: dict[str, Distribution]  # by latent site that is neither scaled nor masked
 
 
 class _Stop(Exception):
@@ -83,16 +84,28 @@ class Run(Messenger):
         dtype: Integer observations are cast to it, since most likelihoods take floats only.
         stop_at: Name of the observed site where the run ends; its distribution is left in ``conditionals``.
         params: Values for ``pyro.param`` statements, by name.
+        leave_out: Latent sites whose prior density is not computed: the caller adds it.
+
+    ``at`` is the site that was reached last, for errors.
     """
 
-    def __init__(self, latent: Callable, dtype: torch.dtype, stop_at: str | None = None, params: dict | None = None):
+    def __init__(
+        self,
+        latent: Callable,
+        dtype: torch.dtype,
+        stop_at: str | None = None,
+        params: dict | None = None,
+        leave_out: frozenset[str] = frozenset(),
+    ):
         super().__init__()
         self.latent, self.dtype, self.stop_at, self.params = latent, dtype, stop_at, params or {}
+        self.leave_out, self.at = leave_out, ""
         self.log_prior: list[Tensor] = []
         self.log_likelihood: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
         self.deterministic: dict[str, Tensor] = {}
         self.conditionals: dict[str, Distribution] = {}
+        self.priors: dict[str, Distribution] = {}
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.params:
@@ -101,6 +114,7 @@ class Run(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or is_deterministic(msg):
             return
+        self.at = msg["name"]
         if msg["name"] == self.stop_at:
             self.conditionals[msg["name"]] = msg["fn"]
             raise _Stop
@@ -120,6 +134,11 @@ class Run(Messenger):
         if is_deterministic(msg):
             self.deterministic[msg["name"]] = msg["value"]
             return
+        if not msg["is_observed"]:
+            if msg["mask"] is None and isinstance(msg["scale"], float | int) and msg["scale"] == 1:
+                self.priors[msg["name"]] = msg["fn"]
+            if msg["name"] in self.leave_out:
+                return
         log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
         dim = data_dim(msg)
         if not msg["is_observed"] or (dim is None and is_factor(msg)):
@@ -188,20 +207,32 @@ class Target:
     def evaluate(self, z: Tensor, x: Inputs | None = None, y: Tensor | None = None) -> Evaluation:
         """Runs the program at z (dim,), on the training rows unless others are given."""
         z = z.to(self.dtype)
-        by_name = {s.name: s for s in self.sites}
+        return self.evaluate_sites({s.name: s.take(z) for s in self.sites}, x, y)
+
+    def evaluate_sites(
+        self,
+        unconstrained: dict[str, Tensor],
+        x: Inputs | None = None,
+        y: Tensor | None = None,
+        leave_out: frozenset[str] = frozenset(),
+    ) -> Evaluation:
+        """``evaluate`` with each site's part of z by itself; the log prior is without the sites of ``leave_out``."""
 
         def latent(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
-            unconstrained = by_name[name].take(z)
-            return constrain_site(fn, unconstrained)
+            return constrain_site(fn, unconstrained[name])
 
-        run = Run(latent, self.dtype, params=self.params)
-        with run:
-            self.program(self.x if x is None else x, self.y if y is None else y)
+        run = Run(latent, self.dtype, params=self.params, leave_out=leave_out)
+        try:
+            with run:
+                self.program(self.x if x is None else x, self.y if y is None else y)
+        except Exception as error:
+            error.add_note(f"{self.name}: the program had come to site {run.at!r}.")
+            raise
         log_prior = torch.stack([term.to(torch.float64) for term in run.log_prior]).sum()
         log_likelihood = run.log_likelihood
         if self.empty and x is None:
             log_likelihood = {k: v[:0] if v.ndim else torch.zeros_like(v) for k, v in log_likelihood.items()}
-        return Evaluation(log_prior, log_likelihood, run.values, run.deterministic, run.conditionals)
+        return Evaluation(log_prior, log_likelihood, run.values, run.deterministic, run.conditionals, run.priors)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Log prior of the constrained values plus log |d theta / d z|, () float64."""
@@ -279,6 +310,14 @@ def constrain_site(fn: Distribution, unconstrained: Tensor) -> tuple[Tensor, Ten
     The support is read from the distribution at hand, so that one that depends on other sites is followed.
     """
     transform = biject_to(fn.support)
+    if _is_identity(transform):
+        return unconstrained, unconstrained.new_zeros((), dtype=torch.float64)
     value = transform(unconstrained)
     log_jacobian = transform.log_abs_det_jacobian(unconstrained, value)
     return value, log_jacobian.sum(dtype=torch.float64)
+
+
+def _is_identity(transform: Transform) -> bool:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return transform is identity_transform

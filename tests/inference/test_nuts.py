@@ -137,15 +137,15 @@ def test_chains_depend_on_seed_and_index_only():
 def test_starts_are_finite_and_differ_by_chain(init):
     from bnn_pyro.compiled import compile_gradient
     from bnn_pyro.isolation import isolated
-    from bnn_pyro.starts import starting_point
+    from bnn_pyro.starts import starting_points
 
     data = bnn.load_dataset("stackloss")
     target = bnn.get_model("mlp_gaussian", hidden=(3,)).fit(data.train, inference="map", steps=20).target
     with isolated(dtype=torch.float32):
         gradient = compile_gradient(target, torch.zeros(1, target.dim))
-    points = [starting_point(target, gradient, init, seed) for seed in (1, 2)]
-    assert all(torch.isfinite(p).all() for p in points) and not torch.equal(*points)
+    points = starting_points(target, gradient, init, 1, chains=2)
+    assert torch.isfinite(points).all() and not torch.equal(*points)
     if init == "map":
         with isolated(dtype=torch.float32):
-            prior = starting_point(target, gradient, "prior", 1)
-            assert gradient(points[0])[1] > gradient(prior)[1]
+            prior = starting_points(target, gradient, "prior", 1, chains=2)
+            assert (gradient(points)[1] > gradient(prior)[1]).all()

@@ -1,0 +1,124 @@
+"""A target's log density and gradient, batched over chains, as one graph of tensor operations.
+
+Two things make the graph smaller than the program. Latent sites are arguments of their own, so that no gradient of z is
+pieced together inside. And priors that are Normal with fixed parameters, the weights of most networks, stay outside: their
+density is one operation on the whole of z, where site by site they are what takes longest to compile.
+
+In float32, tanh is replaced by a rational function, since the vector library's takes several times longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+from torch.func import grad_and_value, vmap
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bnn_pyro.target import Target
+
+# tanh x = x P(x^2) / Q(x^2) on |x| <= 9: minimax in the relative error, 1.5e-7; 4e-7 with float32's rounding
+_TANH_LIMIT = 9.0
+_TANH_P = (0.999999919, 0.133929074, 0.003507289, 2.06942041e-05, 1.32611073e-08)
+_TANH_Q = (1.0, 0.467262571, 0.025927918, 0.000330023518, 7.78322731e-07)
+
+
+@dataclass(frozen=True)
+class NormalPriors:
+    """The part of the log prior that is Normal(loc, scale) with fixed parameters, over the flat vector.
+
+    Attributes:
+        sites: Names of the sites whose prior this is.
+        loc, precision: (dim,) in the target's dtype; precision 0 outside of these sites.
+        constant: Sum of log densities at loc.
+    """
+
+    sites: frozenset[str]
+    loc: Tensor
+    precision: Tensor
+    constant: float
+
+    def add_to(self, z: Tensor, grad: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (c, dim) and log density (c,) with this part added, at z (c, dim)."""
+        away = z - self.loc
+        pull = away * self.precision
+        return grad - pull, value - 0.5 * (away * pull).sum(-1, dtype=torch.float64) + self.constant
+
+
+def normal_priors(target: Target) -> NormalPriors:
+    """Finds the sites whose prior no latent value has a part in, by running the program with gradients followed."""
+    z = torch.zeros(target.dim, dtype=target.dtype, device=target.device, requires_grad=True)
+    with torch.enable_grad():
+        priors = target.evaluate(z).priors
+    loc, precision = torch.zeros_like(z, requires_grad=False), torch.zeros_like(z, requires_grad=False)
+    names, constant = set(), 0.0
+    for site in target.sites:
+        prior = priors.get(site.name)
+        while isinstance(prior, Independent):
+            prior = prior.base_dist
+        if not isinstance(prior, Normal) or prior.loc.requires_grad or prior.scale.requires_grad:
+            continue
+        names.add(site.name)
+        part = slice(site.start, site.stop)
+        loc[part] = prior.loc.expand(site.shape).reshape(-1)
+        precision[part] = prior.scale.expand(site.shape).reshape(-1) ** -2
+        constant += float(prior.log_prob(prior.loc).double().expand(site.shape).sum())
+    return NormalPriors(frozenset(names), loc, precision, constant)
+
+
+def trace(target: Target, priors: NormalPriors, block: int, z: Tensor) -> GraphModule:
+    """The graph of z (block, dim) -> (gradient of each site (block, ...), ..., log density (block,)), without ``priors``.
+
+    Raises: whatever the program raises on symbolic tensors, with a note of the site that it had come to.
+    """
+
+    def density(parts: tuple[Tensor, ...]) -> Tensor:
+        by_name = {site.name: part for site, part in zip(target.sites, parts, strict=True)}
+        result = target.evaluate_sites(by_name, leave_out=priors.sites)
+        return result.log_prior + sum(t.sum(dtype=torch.float64) for t in result.log_likelihood.values())
+
+    def one_chain(z: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        return grad_and_value(density)(tuple(site.take(z) for site in target.sites))
+
+    def flat(z: Tensor) -> tuple[Tensor, ...]:
+        grads, value = vmap(one_chain)(z)
+        return (*grads, value)
+
+    table: dict[Any, Callable] = {}
+    if target.dtype == torch.float32:
+        table[torch.ops.aten.tanh.default] = rational_tanh
+    return _without_detach(make_fx(flat, decomposition_table=table)(z[:block]))
+
+
+def join(site_grads: tuple[Tensor, ...]) -> Tensor:
+    """Gradients of all sites, (block, ...) each, as (block, dim)."""
+    return torch.cat([grad.reshape(len(grad), -1) for grad in site_grads], 1)
+
+
+def rational_tanh(x: Tensor) -> Tensor:
+    """tanh for float32, within 4e-7 of it, relative."""
+    x = x.clamp(-_TANH_LIMIT, _TANH_LIMIT)
+    square = x * x
+    return (x * _polynomial(square, _TANH_P) / _polynomial(square, _TANH_Q)).clamp(-1.0, 1.0)
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    result = x * coefficients[-1] + coefficients[-2]
+    for coefficient in coefficients[-3::-1]:
+        result = result * x + coefficient
+    return result
+
+
+def _without_detach(graph: GraphModule) -> GraphModule:
+    """Drops ``detach`` nodes, which autograd leaves behind and which only cost dispatch here."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
