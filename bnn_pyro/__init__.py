@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bnn_pyro.files import load
     from bnn_pyro.fitting import fit
     from bnn_pyro.guides import init_to_prior
-    from bnn_pyro.inference import MAP, NUTS, SVI, Prior, list_inference
+    from bnn_pyro.inference import HMC, MAP, NUTS, SVI, Adaptation, ChEES, Prior, list_inference
     from bnn_pyro.model import BNN, Model
     from bnn_pyro.own_table import load_table
     from bnn_pyro.posterior import Posterior
@@ -41,7 +41,7 @@ _HOMES = {
     "files": ("load",),
     "fitting": ("fit",),
     "guides": ("init_to_prior",),
-    "inference": ("MAP", "NUTS", "SVI", "Prior", "list_inference"),
+    "inference": ("HMC", "MAP", "NUTS", "SVI", "Adaptation", "ChEES", "Prior", "list_inference"),
     "model": ("BNN", "Model"),
     "own_table": ("load_table",),
     "posterior": ("Posterior",),

@@ -23,7 +23,7 @@ from bnn_pyro.graphs import NormalPriors, join, normal_priors, trace
 from bnn_pyro.target import Target
 
 BACKENDS = ("auto", "inductor", "eager", "pyro")
-COMPILE_FROM = 100_000  # dim * rows: from here on, a gradient takes longer to dispatch than inductor's code to run
+COMPILE_FROM = 3_000  # dim * rows: from here on, a run of usual length gains more than it takes to compile
 ONE_THREAD_BELOW = (
     10_000_000  # dim * rows: up to here a second thread waits more than it works (3 times slower measured)
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnn_pyro import results
-from bnn_pyro.inference import MAP, NUTS, Prior
+from bnn_pyro.inference import MAP, MCMC, NUTS, Prior
 
 if TYPE_CHECKING:
     from bnn_pyro.posterior import Posterior
@@ -47,29 +47,34 @@ def diagnose(posterior: Posterior) -> Verdict:
         return Verdict("not converged", ["some draws are not finite."], ["Standardise the data or lower lr."])
     if isinstance(posterior.method, Prior):
         return Verdict("converged", ["independent draws of the prior: nothing was learnt from y."])
-    if isinstance(posterior.method, NUTS):
+    if isinstance(posterior.method, MCMC):
         return _sampled(posterior, posterior.method)
     return _approximated(posterior)
 
 
-def _sampled(posterior: Posterior, method: NUTS) -> Verdict:
+def _sampled(posterior: Posterior, method: MCMC) -> Verdict:
     stats = posterior.draws.stats
     watched = results.dataset(posterior.idata, "function_space")
     r_hat = _worst(results.r_hat(watched), watched, np.nanmax)
     bulk = _worst(results.ess(watched, "bulk"), watched, np.nanmin)
     tail = _worst(results.ess(watched, "tail"), watched, np.nanmin)
     divergences = int(stats["diverging"].sum())
-    limit = float((stats["tree_depth"] >= method.max_tree_depth).mean())
+    option = "max_tree_depth" if isinstance(method, NUTS) else "max_steps"
+    most = getattr(method, option)
+    limit = float((stats["tree_depth" if isinstance(method, NUTS) else "n_steps"] >= most).mean())
     bfmi = float(np.min(results.e_bfmi(stats["energy"])))
     numbers = {"r_hat": r_hat[1], "ess_bulk": bulk[1], "ess_tail": tail[1], "e_bfmi": bfmi,
-               "divergences": divergences, "trees_at_limit": limit}  # fmt: skip
+               "divergences": divergences, "at_limit": limit}  # fmt: skip
     shown = (
         f"in function space: R-hat at most {r_hat[1]:.4f}, ESS at least {bulk[1]:.0f} (bulk) and {tail[1]:.0f} (tail); "
-        f"E-BFMI {bfmi:.2f}; {divergences} divergences; {limit:.1%} of trees at their limit."
+        f"E-BFMI {bfmi:.2f}; {divergences} divergences; {limit:.1%} of trajectories at their limit."
     )
     faults: list[str] = []
     remedies: list[str] = []
     wanted_draws = 0
+    if not posterior.draws.complete:
+        faults.append(f"interrupted: {posterior.draws.z.shape[1]} of {method.draws} draws of each chain.")
+        remedies.append("let it run to its end")
     if method.chains < 4:
         faults.append(f"{method.chains} chain(s): R-hat needs at least 4 to say something.")
         remedies.append("chains=4")
@@ -89,8 +94,8 @@ def _sampled(posterior: Posterior, method: NUTS) -> Verdict:
         higher = (1 + method.target_accept) / 2
         remedies.append(f"smaller steps: target_accept={higher:.3g}; or non-centre the scale sites")
     if limit > TREES_AT_LIMIT:
-        faults.append(f"{limit:.1%} of trees stopped at max_tree_depth={method.max_tree_depth}, expected at most 1 %.")
-        remedies.append(f"max_tree_depth={method.max_tree_depth + 2}, or more warmup")
+        faults.append(f"{limit:.1%} of trajectories stopped at {option}={most}, expected at most 1 %.")
+        remedies.append(f"{option}={most + 2 if isinstance(method, NUTS) else 4 * most}, or more warmup")
     if not bfmi > E_BFMI:
         faults.append(f"E-BFMI is {bfmi:.2f}, expected above {E_BFMI}: the energy is explored slowly.")
         remedies.append("reparameterise heavy-tailed sites")

@@ -15,18 +15,19 @@ from bnn_pyro.compiled import BACKENDS
 from bnn_pyro.data import Data, collect, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown, warn
-from bnn_pyro.inference import MAP, NUTS, SVI, Method, Prior, make_method
+from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Method, Prior, make_method
 from bnn_pyro.isolation import check_seed
 from bnn_pyro.model import BNN, Model
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.prior import sample_prior
 from bnn_pyro.pyro_nuts import sample_nuts
 from bnn_pyro.pyro_svi import fit_guide
+from bnn_pyro.sampling import sample
 from bnn_pyro.structure import build_empty_target, build_target
 from bnn_pyro.target import Target
 from bnn_pyro.units import learn_units, warn_of_units
 
-ENGINES = ("pyro",)
+ENGINES = ("auto", "compiled", "eager", "pyro")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -40,7 +41,7 @@ def fit(
     standardize: bool | None = None,
     dtype: str | torch.dtype = "float32",
     device: str = "cpu",
-    engine: str = "pyro",
+    engine: str = "auto",
     backend: str = "auto",
     progress: bool = True,
     missing: str | None = None,
@@ -56,14 +57,15 @@ def fit(
         y: Targets (n,), or (n, k) where the observed site has event shape (k,). For a model of classes, labels (n,) of any
             kind; a pandas Categorical may declare classes that these rows lack. For a regression, numbers (bools count as
             0 and 1).
-        inference: ``"nuts"``, ``"svi"``, ``"map"``, ``"prior"``, or a value such as ``NUTS(chains=4)``.
+        inference: ``"nuts"``, ``"hmc"``, ``"chees"``, ``"svi"``, ``"map"``, ``"prior"``, or a value such as ``NUTS(chains=4)``.
         seed: All randomness comes from it; torch's, numpy's and Pyro's global state is the same after as before.
         standardize: Put inputs (and real targets) into standard units, learnt on these rows; None for the model's default.
         dtype: ``"float32"`` or ``"float64"``.
-        device: ``"cpu"``, or ``"auto"``, which is the same with ``engine="pyro"``.
-        engine: ``"pyro"``: Pyro's own SVI and NUTS.
+        device: ``"cpu"``, or ``"auto"``, which is the same for now.
+        engine: ``"compiled"``: this library's samplers, all chains at once; ``"eager"``: the same, with nothing compiled;
+            ``"pyro"``: Pyro's own SVI and NUTS. ``"auto"`` is the first that has the method: SVI and MAP are Pyro's only.
         backend: How gradients are computed for MCMC: ``"inductor"``, ``"eager"`` (the traced graph), ``"pyro"`` (the program),
-            or ``"auto"``, which compiles from 100,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
+            or ``"auto"``, which compiles from 3,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
         progress: Show a bar on a terminal.
         missing: What to do with missing values of a data frame: ``"refuse"`` them, ``"drop"`` their rows, or ``"impute"`` the
             median or most frequent value and add a column that says where; None for what ``load_table`` was told, or to refuse.
@@ -76,6 +78,7 @@ def fit(
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if given not in known:
             raise unknown(kind, given, known)
+    engine, backend = choose_engine(method, engine, backend)
     _check_flags(standardize, progress)
     check_seed(seed)
     with warnings.catch_warnings(record=True) as caught:
@@ -100,7 +103,7 @@ def fit(
         )
 
     began = time.perf_counter()
-    draws = _infer(target, method, bnn, seed, backend, progress)
+    draws = _infer(target, method, bnn, seed, engine, backend, progress)
     if draws.params:
         target = replace(target, params=draws.params)
     draws.info |= {"engine": engine, "wall_time": time.perf_counter() - began}
@@ -184,11 +187,32 @@ def _check_flags(standardize: Any, progress: Any) -> None:
             raise OptionError(f"fit, {name}: expected True or False{also}, got {value!r}.")
 
 
-def _infer(target: Target, method: Method, bnn: Model, seed: int, backend: str, progress: bool) -> Draws:
+def choose_engine(method: Method, engine: str, backend: str) -> tuple[str, str]:
+    """The engine and backend that run a method. Raises: OptionError where the engine that was asked for has it not."""
+    if not isinstance(method, MCMC):
+        if engine in ("compiled", "eager") and not isinstance(method, Prior):
+            raise OptionError(f"engine: expected 'pyro' or 'auto' for {method.name}, got {engine!r}. Use 'auto'.")
+        return "pyro", backend
+    if engine == "pyro" and not isinstance(method, NUTS):
+        raise OptionError(f"engine: expected 'compiled' or 'eager' for {method.name}, which Pyro runs not, got 'pyro'.")
+    if engine == "pyro" and (method.thin > 1 or method.adaptation is not None or method.chunk is not None):
+        raise OptionError("engine='pyro': expected NUTS without thin, chunk and adaptation. Use engine='compiled'.")
+    if engine == "eager":
+        if backend == "inductor":
+            raise OptionError(
+                "engine='eager': expected backend 'auto' or 'eager', got 'inductor'. Drop one of the two."
+            )
+        backend = "eager" if backend == "auto" else backend
+    return ("pyro" if engine == "pyro" else "compiled"), backend
+
+
+def _infer(target: Target, method: Method, bnn: Model, seed: int, engine: str, backend: str, progress: bool) -> Draws:
     if isinstance(method, Prior):
         return sample_prior(target, method, seed)
-    if isinstance(method, NUTS):
+    if isinstance(method, NUTS) and engine == "pyro":
         return sample_nuts(target, method, seed, backend, progress)
+    if isinstance(method, MCMC):
+        return sample(target, method, seed, backend, progress)
     assert isinstance(method, SVI | MAP), "make_method knows no other"
     return fit_guide(target, method, bnn.guide, seed, progress)
 

@@ -20,6 +20,7 @@ from torch.func import grad_and_value, vmap
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from bnn_pyro.simplify import simplify
 from bnn_pyro.target import Target
 
 # tanh x = x P(x^2) / Q(x^2) on |x| <= 9: minimax in the relative error, 1.5e-7; 4e-7 with float32's rounding
@@ -92,7 +93,7 @@ def trace(target: Target, priors: NormalPriors, block: int, z: Tensor) -> GraphM
     table: dict[Any, Callable] = {}
     if target.dtype == torch.float32:
         table[torch.ops.aten.tanh.default] = rational_tanh
-    return _without_detach(make_fx(flat, decomposition_table=table)(z[:block]))
+    return simplify(make_fx(flat, decomposition_table=table)(z[:block]), z[:block])
 
 
 def join(site_grads: tuple[Tensor, ...]) -> Tensor:
@@ -112,13 +113,3 @@ def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     for coefficient in coefficients[-3::-1]:
         result = result * x + coefficient
     return result
-
-
-def _without_detach(graph: GraphModule) -> GraphModule:
-    """Drops ``detach`` nodes, which autograd leaves behind and which only cost dispatch here."""
-    for node in list(graph.graph.nodes):
-        if node.target is torch.ops.aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph

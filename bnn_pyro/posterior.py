@@ -17,7 +17,7 @@ from bnn_pyro.class_prediction import ClassPrediction, counts_classes, predict_c
 from bnn_pyro.data import Data, collect, inputs_to_tensors
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError, OptionError, ShapeError, warn
-from bnn_pyro.inference import Method
+from bnn_pyro.inference import MCMC, Adaptation, Method
 from bnn_pyro.isolation import check_seed, derive_seed
 from bnn_pyro.model import Model
 from bnn_pyro.prediction import Prediction, log_predictive_density, predict
@@ -91,6 +91,19 @@ class Posterior:
             "complete": self.draws.complete,
             **info,
         }
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """What the warmup of MCMC has learnt, to sample on with: ``fit(..., adaptation=posterior.adaptation, warmup=0)``.
+
+        Raises: OptionError for a posterior of another kind.
+        """
+        if not isinstance(self.method, MCMC):
+            raise OptionError(
+                f"{self.model.name}, adaptation: expected a posterior by MCMC, got one by {self.method.name}."
+            )
+        state = self.draws.state
+        return Adaptation(state["step_size"], state["inverse_mass_matrix"], state.get("trajectory_length"))
 
     def predict(self, x: Any, seed: int | None = None) -> Prediction | ClassPrediction:
         """The posterior predictive at rows x, given in original units and with the columns of the training rows (or a part

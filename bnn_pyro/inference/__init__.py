@@ -5,14 +5,36 @@ from __future__ import annotations
 from dataclasses import fields
 
 from bnn_pyro.errors import OptionError, unknown
+from bnn_pyro.inference.hmc import HMC, ChEES
+from bnn_pyro.inference.mcmc import MCMC, Adaptation
 from bnn_pyro.inference.method import Method
 from bnn_pyro.inference.nuts import NUTS
 from bnn_pyro.inference.prior import Prior
 from bnn_pyro.inference.svi import MAP, SVI
 
-METHODS: dict[str, type[Method]] = {"map": MAP, "nuts": NUTS, "prior": Prior, "svi": SVI}
+METHODS: dict[str, type[Method]] = {
+    "chees": ChEES,
+    "hmc": HMC,
+    "map": MAP,
+    "nuts": NUTS,
+    "prior": Prior,
+    "svi": SVI,
+}
 
-__all__ = ["MAP", "METHODS", "NUTS", "SVI", "Method", "Prior", "list_inference", "make_method"]
+__all__ = [
+    "HMC",
+    "MAP",
+    "MCMC",
+    "METHODS",
+    "NUTS",
+    "SVI",
+    "Adaptation",
+    "ChEES",
+    "Method",
+    "Prior",
+    "list_inference",
+    "make_method",
+]
 
 
 def list_inference() -> list[str]:

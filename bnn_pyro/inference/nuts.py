@@ -9,41 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bnn_pyro.inference.method import Method
+from bnn_pyro.inference.mcmc import MCMC
 
 
 @dataclass(frozen=True)
-class NUTS(Method):
+class NUTS(MCMC):
     """NUTS with a windowed warmup: dual averaging of the step size and an adapted mass matrix, both fixed afterwards.
 
     Args:
-        chains: Independent chains; four or more let R-hat say something.
+        chains: Independent chains; four or more let R-hat say something. Further ones cost less than the first.
         warmup: Adapting iterations a chain, dropped.
         draws: Kept iterations a chain.
+        thin: Keep every so-many-th iteration after warmup.
         target_accept: Acceptance rate that the step size is adapted to; raise it when draws diverge.
         max_tree_depth: A trajectory has at most 2**max_tree_depth - 1 leapfrog steps.
         dense_mass: Adapt a (dim, dim) mass matrix instead of a diagonal one.
-        init: ``"prior"`` starts each chain at its own draw of the prior, ``"map"`` at a mode found from there,
-            ``"uniform"`` at Uniform(-2, 2) in unconstrained space.
+        init: ``"prior"`` starts each chain at its own draw of the prior; ``"map"`` at the mode that Adam finds from there;
+            ``"ensemble"`` likewise, ``"uniform"`` at Uniform(-2, 2) in unconstrained space.
+        chunk: Chains whose gradients are computed together; draws do not depend on it.
+        adaptation: ``earlier.adaptation`` of a posterior of the same model and data; with ``warmup=0`` it stays as it is.
     """
 
     name: ClassVar[str] = "nuts"
-    exact: ClassVar[bool] = True
 
-    chains: int = 4
-    warmup: int = 500
-    draws: int = 500
-    target_accept: float = 0.8
     max_tree_depth: int = 10
-    dense_mass: bool = False
-    init: str = "prior"
 
     def __post_init__(self) -> None:
-        for option in ("chains", "draws"):
-            self._require_count(option)
-        self._require_count("warmup", least=0)
+        super().__post_init__()
         self._require_count("max_tree_depth")
-        rate = self.target_accept
-        self._require("target_accept", isinstance(rate, int | float) and 0 < rate < 1, "a rate between 0 and 1")
-        self._require("dense_mass", isinstance(self.dense_mass, bool), "True or False")
-        self._require("init", self.init in ("prior", "map", "uniform"), "'prior', 'map' or 'uniform'")

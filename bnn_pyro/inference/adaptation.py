@@ -1,0 +1,120 @@
+"""Warmup: step sizes by dual averaging, the mass matrix by pooled windows; both are fixed afterwards.
+
+Sources: Hoffman & Gelman 2014, JMLR 15, section 3.2 (dual averaging); Stan reference manual, "HMC algorithm parameters"
+(windows and shrinkage); pooling over chains makes a window worth as many draws as there are chains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
+
+
+class DualAveraging:
+    """Step sizes (c,) float64 whose acceptance rate approaches ``target``, each on its own."""
+
+    def __init__(self, step_size: Tensor, target: float):
+        self.target = target
+        self.restart(step_size)
+
+    def restart(self, step_size: Tensor) -> None:
+        """Forgets all but the step sizes, and is drawn towards ten times as much."""
+        self.log_step = step_size.log()
+        self._centre = self.log_step + torch.log(torch.tensor(10.0, dtype=torch.float64))
+        self._error, self._count = torch.zeros_like(self.log_step), torch.zeros_like(self.log_step)
+        self._log_average = self.log_step.clone()
+
+    def update(self, rows: Tensor, acceptance_rate: Tensor) -> None:
+        """Takes in a transition of chains ``rows`` (k,)."""
+        count = self._count[rows] + 1
+        weight = 1 / (count + T0)
+        error = (1 - weight) * self._error[rows] + weight * (self.target - acceptance_rate)
+        log_step = self._centre[rows] - count.sqrt() / GAMMA * error
+        decay = count**-KAPPA
+        self._log_average[rows] = decay * log_step + (1 - decay) * self._log_average[rows]
+        self._count[rows], self._error[rows], self.log_step[rows] = count, error, log_step
+
+    @property
+    def step_size(self) -> Tensor:
+        return self.log_step.exp()
+
+    @property
+    def average(self) -> Tensor:
+        """The step sizes to keep, (c,)."""
+        return self._log_average.exp()
+
+
+class Moments:
+    """Running mean and (co)variance of positions, by chain; pooled when asked."""
+
+    def __init__(self, chains: int, dim: int, dense: bool, device: torch.device):
+        self._shape = (chains, dim)
+        self._dense, self._device = dense, device
+        self.restart()
+
+    def restart(self) -> None:
+        chains, dim = self._shape
+        self._count = torch.zeros(chains, dtype=torch.float64, device=self._device)
+        self._mean = torch.zeros(chains, dim, dtype=torch.float64, device=self._device)
+        spread = (chains, dim, dim) if self._dense else (chains, dim)
+        self._spread = torch.zeros(spread, dtype=torch.float64, device=self._device)
+
+    def update(self, rows: Tensor, position: Tensor) -> None:
+        position = position.double()
+        count = self._count[rows] + 1
+        before = position - self._mean[rows]
+        mean = self._mean[rows] + before / count[:, None]
+        after = position - mean
+        self._count[rows], self._mean[rows] = count, mean
+        self._spread[rows] += before[:, :, None] * after[:, None, :] if self._dense else before * after
+
+    def inverse_mass_matrix(self) -> Tensor:
+        """The pooled (co)variance, shrunk towards 1e-3 as if by five draws more; (dim,) or (dim, dim) float64."""
+        count = self._count.sum()
+        mean = (self._count[:, None] * self._mean).sum(0) / count
+        away = self._mean - mean
+        if self._dense:
+            spread = self._spread.sum(0) + torch.einsum("c,ci,cj->ij", self._count, away, away)
+        else:
+            spread = self._spread.sum(0) + (self._count[:, None] * away**2).sum(0)
+        variance = spread / (count - 1).clamp(min=1.0)
+        floor = 1e-3 * (torch.eye(len(mean), device=self._device) if self._dense else 1.0)
+        return variance * (count / (count + 5)) + floor * (5 / (count + 5))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Transitions of warmup at which a window ends and the mass matrix is learnt, in rising order.
+
+    Attributes:
+        begin: The first transition that counts towards a window.
+        ends: Transition numbers after which a window ends; empty where warmup is too short.
+    """
+
+    begin: int
+    ends: tuple[int, ...]
+
+
+def windows(warmup: int, first: int = 25, head: int = 75, tail: int = 50) -> Schedule:
+    """Windows that double in length between a head and a tail in which only step sizes adapt, as Stan's do.
+
+    Head and tail shrink to 15 and 10 percent where warmup is shorter than they and one window are together; below 20
+    transitions there is no window.
+    """
+    if warmup < 20:
+        return Schedule(warmup, ())
+    if head + first + tail > warmup:
+        head, tail = int(0.15 * warmup), int(0.1 * warmup)
+        first = warmup - head - tail
+    ends, start, size = [], head, first
+    while start < warmup - tail:
+        end = start + size
+        if end + 2 * size > warmup - tail:  # the next one would not fit
+            end = warmup - tail
+        ends.append(end)
+        start, size = end, 2 * size
+    return Schedule(head, tuple(ends))

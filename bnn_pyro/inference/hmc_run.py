@@ -1,0 +1,194 @@
+"""HMC and ChEES-HMC from starts to draws: all chains take the same number of leapfrog steps at a time.
+
+The length of iteration i is 2 h_i times the trajectory length T, with h_i the Halton sequence in base 2: spread evenly over
+(0, 2 T), so that no periodic orbit is hit each time. ChEES climbs
+
+    ChEES(T) = E[(|z' - E z'|^2 - |z - E z|^2)^2] / 4
+
+by Adam on log T, with distances in units of the metric, from all chains of an iteration weighed by their acceptance.
+Source: Hoffman, Radul & Sountsov 2021, AISTATS 130, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnn_pyro.inference.adaptation import DualAveraging, Moments, windows
+from bnn_pyro.inference.hmc import HMC, ChEES
+from bnn_pyro.inference.mcmc import Adaptation, Recorder
+from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, Metric, dot, leapfrog, log_acceptance
+from bnn_pyro.inference.nuts_run import first_step_size
+from bnn_pyro.inference.random_tables import Momenta, Uniforms
+from bnn_pyro.noise import Noise
+
+
+class Info(NamedTuple):
+    """Of one iteration, named as in ArviZ's sample_stats; each (chains,)."""
+
+    lp: Tensor
+    energy: Tensor
+    diverging: Tensor
+    n_steps: Tensor
+    acceptance_rate: Tensor
+    step_size: Tensor
+
+
+class Trajectory(NamedTuple):
+    """What one iteration did: where it started, proposed to go, and how fast it was there."""
+
+    start: Tensor  # (c, dim)
+    proposal: Tensor
+    velocity: Tensor
+    acceptance_rate: Tensor  # (c,)
+
+
+def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed: int, recorder: Recorder) -> Adaptation:
+    """Runs ``method.transitions`` of every chain into ``recorder``; what warmup learnt. Arguments as in ``run_nuts``."""
+    chains, dim = position.shape
+    device = position.device
+    everyone = torch.arange(chains, device=device)
+    uniforms = Uniforms(Noise(seed, method.name, device), everyone)
+    momenta = Momenta(Noise(seed, "momentum", device), everyone, dim, position.dtype)
+    if method.adaptation is None:
+        unit = torch.ones(dim, dtype=position.dtype, device=device)
+        metric = Metric(torch.diag(unit) if method.dense_mass else unit)
+        step_size = first_step_size(gradient, position, metric, Noise(seed, "first step", device)).median()
+        length = torch.tensor(getattr(method, "trajectory_length", float(step_size)), dtype=torch.float64)
+    else:
+        metric = Metric(method.adaptation.inverse_mass_matrix.to(position.dtype))
+        step_size = method.adaptation.step_size.double().median()
+        given = method.adaptation.trajectory_length
+        length = step_size if given is None else given
+    averaging = DualAveraging(step_size[None].clone(), method.target_accept)
+    lengths = LengthAdaptation(length) if isinstance(method, ChEES) else None
+    moments = Moments(chains, dim, method.dense_mass, device)
+    schedule = windows(method.warmup)
+    state = State(position, *gradient(position))
+    for i in range(method.transitions):
+        if recorder.should_stop():
+            break
+        adapting = i < method.warmup
+        trajectory_length = lengths.length if lengths else length
+        time = 2 * halton(i) * float(trajectory_length)
+        steps = min(max(math.ceil(time / float(step_size)), 1), method.max_steps)
+        numbers = torch.full_like(everyone, i)
+        momentum = metric.momentum(momenta.take(everyone, numbers))
+        uniform = uniforms.next()[:, 0]
+        state, info, trajectory = transition(state, momentum, uniform, step_size, steps, metric, gradient)
+        recorder.record(everyone, numbers, state.position, info)
+        if not adapting:
+            continue
+        rate = trajectory.acceptance_rate
+        averaging.update(everyone[:1], (1 / (1 / rate.clamp(min=1e-10)).mean())[None])
+        step_size = averaging.step_size[0]
+        if lengths is not None:
+            lengths.update(trajectory, metric, time, float(step_size), method.max_steps)
+        if schedule.begin <= i < (schedule.ends[-1] if schedule.ends else 0):
+            moments.update(everyone, state.position)
+        if i + 1 in schedule.ends:
+            metric = Metric(moments.inverse_mass_matrix().to(position.dtype))
+            moments.restart()
+            averaging.restart(averaging.average)
+            step_size = averaging.step_size[0]
+        if i + 1 == method.warmup:
+            step_size = averaging.average[0]
+            if lengths is not None:
+                lengths.finish()
+    return Adaptation(
+        step_size[None], metric.inverse_mass_matrix.double(), lengths.length if lengths is not None else length
+    )
+
+
+class State(NamedTuple):
+    """Of all chains: position and gradient (c, dim), log density (c,) float64."""
+
+    position: Tensor
+    grad: Tensor
+    log_density: Tensor
+
+
+def transition(
+    state: State,
+    momentum: Tensor,
+    uniform: Tensor,
+    step_size: Tensor,
+    steps: int,
+    metric: Metric,
+    gradient: GradientCall,
+) -> tuple[State, Info, Trajectory]:
+    """One iteration: ``steps`` leapfrog steps from fresh momenta (c, dim), then accept or stay."""
+    position, grad, log_density = state
+    energy = metric.kinetic(momentum) - log_density
+    step = step_size.expand(len(position))
+    for _ in range(steps):
+        position, grad, momentum, log_density = leapfrog(position, momentum, grad, step, metric, gradient)
+    log_ratio = log_acceptance(energy, metric.kinetic(momentum) - log_density)
+    rate = log_ratio.clamp(max=0.0).exp()
+    accepted = uniform < rate
+    new = State(
+        torch.where(accepted[:, None], position, state.position),
+        torch.where(accepted[:, None], grad, state.grad),
+        torch.where(accepted, log_density, state.log_density),
+    )
+    info = Info(
+        lp=new.log_density,
+        energy=energy,
+        diverging=log_ratio <= -DIVERGENCE,
+        n_steps=torch.full_like(accepted, steps, dtype=torch.int64),
+        acceptance_rate=rate,
+        step_size=step,
+    )
+    return new, info, Trajectory(state.position, position, metric.velocity(momentum), rate)
+
+
+class LengthAdaptation:
+    """The trajectory length by Adam on its logarithm; the mean of the later iterations is kept."""
+
+    def __init__(self, length: Tensor, lr: float = 0.025, decay: float = 0.95):
+        self.log_length = length.double().log()
+        self.lr, self.decay = lr, decay
+        self._square, self._count = torch.zeros((), dtype=torch.float64), 0
+        self._average = self.log_length.clone()
+
+    @property
+    def length(self) -> Tensor:
+        return self.log_length.exp()
+
+    def update(self, trajectory: Trajectory, metric: Metric, time: float, step_size: float, max_steps: int) -> None:
+        """Follows the gradient of ChEES in log T, from trajectories that took ``time``."""
+        rate = trajectory.acceptance_rate
+        finite = torch.isfinite(trajectory.proposal).all(1) & torch.isfinite(trajectory.velocity).all(1)
+        rate = torch.where(finite, rate, 0.0)
+        if not rate.sum() > 0:
+            return
+        weight = (rate / rate.sum())[:, None]
+        proposal = torch.where(finite[:, None], trajectory.proposal, trajectory.start)
+        velocity = torch.where(finite[:, None], trajectory.velocity, 0.0)
+        before = metric.whiten(trajectory.start - trajectory.start.mean(0))
+        after = metric.whiten(proposal - (weight * proposal).sum(0).to(proposal.dtype))
+        change = dot(after, after) - dot(before, before)
+        slope = float((weight[:, 0] * change * dot(after, metric.whiten(velocity))).sum()) * time
+        self._count += 1
+        self._square = self.decay * self._square + (1 - self.decay) * slope**2
+        scaled = slope / (float(self._square / (1 - self.decay**self._count)) ** 0.5 + 1e-20)
+        self.log_length = self.log_length + self.lr * scaled
+        self.log_length = self.log_length.clamp(max=math.log(step_size * max_steps / 2))
+        keep = self._count**-0.5
+        self._average = keep * self.log_length + (1 - keep) * self._average
+
+    def finish(self) -> None:
+        self.log_length = self._average
+
+
+def halton(i: int) -> float:
+    """The (i+1)-th number of the Halton sequence in base 2: 1/2, 1/4, 3/4, 1/8, ..."""
+    i, result, part = i + 1, 0.0, 0.5
+    while i:
+        result += part * (i & 1)
+        i >>= 1
+        part /= 2
+    return result

@@ -1,0 +1,74 @@
+"""Kinetic energy and the leapfrog integrator, for all chains at once.
+
+    H(z, r) = -log density(z) + r' M^-1 r / 2,      r <- r + e/2 grad,  z <- z + e M^-1 r,  r <- r + e/2 grad
+
+M^-1, the inverse mass matrix, estimates the posterior covariance: diagonal (dim,) or dense (dim, dim).
+Source: Neal 2011, "MCMC using Hamiltonian dynamics".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DIVERGENCE = 1000.0  # energy error above which a step has left the level set
+
+GradientCall = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Metric:
+    """The inverse mass matrix and what follows from it."""
+
+    def __init__(self, inverse_mass_matrix: Tensor):
+        self.inverse_mass_matrix = inverse_mass_matrix
+        self.dense = inverse_mass_matrix.ndim == 2
+        if self.dense:
+            # M^-1 = L L', so that r = L'^-1 n has covariance M
+            self._root = torch.linalg.cholesky(inverse_mass_matrix.double()).to(inverse_mass_matrix.dtype)
+        else:
+            self._root = inverse_mass_matrix.double().sqrt().to(inverse_mass_matrix.dtype)
+
+    def velocity(self, momentum: Tensor) -> Tensor:
+        """M^-1 r for r (c, dim)."""
+        return momentum @ self.inverse_mass_matrix if self.dense else momentum * self.inverse_mass_matrix
+
+    def momentum(self, normal: Tensor) -> Tensor:
+        """r ~ Normal(0, M) from standard normal numbers (c, dim)."""
+        if self.dense:
+            return torch.linalg.solve_triangular(self._root.mT, normal.mT, upper=True).mT
+        return normal / self._root
+
+    def kinetic(self, momentum: Tensor) -> Tensor:
+        """r' M^-1 r / 2, (c,) float64."""
+        return 0.5 * dot(self.velocity(momentum), momentum)
+
+    def whiten(self, difference: Tensor) -> Tensor:
+        """L^-1 (z - z') for differences of positions (c, dim): units in which the posterior has about unit spread."""
+        if self.dense:
+            return torch.linalg.solve_triangular(self._root, difference.mT, upper=False).mT
+        return difference / self._root
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows, float64."""
+    return (a * b).sum(-1, dtype=torch.float64)
+
+
+def leapfrog(
+    position: Tensor, momentum: Tensor, grad: Tensor, step: Tensor, metric: Metric, gradient: GradientCall
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of signed size ``step`` (c,) for each chain: position, gradient, momentum (c, dim), log density (c,)."""
+    step = step.to(position.dtype)[:, None]
+    momentum = torch.addcmul(momentum, step, grad, value=0.5)
+    position = torch.addcmul(position, step, metric.velocity(momentum))
+    grad, log_density = gradient(position)
+    return position, grad, torch.addcmul(momentum, step, grad, value=0.5), log_density
+
+
+def log_acceptance(before: Tensor, after: Tensor) -> Tensor:
+    """Energies' difference before - after, float64; minus infinity where either is not finite: never accepted."""
+    difference = before - after
+    finite = torch.isfinite(before) & torch.isfinite(after)
+    return torch.where(finite, difference, torch.full_like(difference, -torch.inf))

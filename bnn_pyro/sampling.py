@@ -1,0 +1,73 @@
+"""MCMC over a target with all chains at once (``engine="compiled"``): compiles the gradient, finds starts, runs, keeps."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from bnn_pyro.compiled import Gradient, compile_gradient, threads_for
+from bnn_pyro.draws import Draws
+from bnn_pyro.errors import warn
+from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES
+from bnn_pyro.inference.hmc_run import run_hmc
+from bnn_pyro.inference.mcmc import Adaptation
+from bnn_pyro.inference.nuts_run import run_nuts
+from bnn_pyro.interrupts import watch_interrupts
+from bnn_pyro.isolation import derive_seed, isolated
+from bnn_pyro.recording import Recording
+from bnn_pyro.starts import starting_points
+from bnn_pyro.target import Target
+
+
+def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progress: bool = True) -> Draws:
+    """Draws of ``method``. On one backend, chain i depends on (seed, i, what warmup learnt) only.
+
+    An interrupt ends the run with the draws that all chains have, and ``complete`` is False.
+    Raises: KeyboardInterrupt if it comes before there is one.
+    """
+    began = time.perf_counter()
+    with tqdm(total=method.chains * method.transitions, disable=None if progress else True, unit="it") as bar:
+        bar.set_description("compiling")
+        with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
+            points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
+            gradient = compile_gradient(target, points, backend, method.chains, method.chunk)
+        compiled = time.perf_counter()
+        bar.set_description("starts")
+        starts = starting_points(target, gradient, method.init, seed, method.chains)
+        started = time.perf_counter()
+        with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=threads_for(target)):
+            recording = Recording(
+                method.chains, method.warmup, method.draws, method.thin, target.dim, target.dtype, interrupts, bar
+            )
+            adaptation = _run(gradient, starts, method, seed, recording)
+        recording.close()
+    if not recording.kept:
+        raise KeyboardInterrupt
+    if not recording.complete:
+        warn(
+            f"{target.name}, {method.name}: interrupted, so {recording.kept} of {method.draws} draws of each chain are kept."
+        )
+    now = time.perf_counter()
+    state = {"step_size": adaptation.step_size, "inverse_mass_matrix": adaptation.inverse_mass_matrix}
+    if adaptation.trajectory_length is not None:
+        state["trajectory_length"] = adaptation.trajectory_length
+    info: dict[str, Any] = {
+        "gradient_evaluations": recording.gradients,
+        "backend": gradient.backend,
+        "backend_reason": gradient.reason,
+        "compile_time": compiled - began,
+        "start_time": started - compiled,
+        "sampling_time": now - started,
+    }
+    return Draws(recording.positions(), stats=recording.stats(), state=state, info=info, complete=recording.complete)
+
+
+def _run(gradient: Gradient, starts: torch.Tensor, method: MCMC, seed: int, recording: Recording) -> Adaptation:
+    with torch.no_grad():
+        if isinstance(method, NUTS):
+            return run_nuts(gradient, starts, method, seed, recording)
+        assert isinstance(method, HMC | ChEES), "make_method knows no other"
+        return run_hmc(gradient, starts, method, seed, recording)
