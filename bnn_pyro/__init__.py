@@ -52,13 +52,16 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BNN",
+    "HMC",
     "MAP",
     "NUTS",
     "SVI",
+    "Adaptation",
     "BNNClassifier",
     "BNNError",
     "BNNRegressor",
     "Card",
+    "ChEES",
     "ClassPrediction",
     "DataError",
     "Model",

@@ -39,9 +39,14 @@ class _CountBytes(TorchDispatchMode):
 
 def block_size(function: Callable[[Tensor], Any], z: Tensor, budget: int = MEMORY_BUDGET) -> int:
     """How many draws to evaluate at once: at least two, and no more than the budget allows."""
+    return max(2, min(z.shape[0], budget // bytes_made(lambda: function(z[0]))))
+
+
+def bytes_made(function: Callable[[], Any]) -> int:
+    """Sizes of all tensors that a call makes, added up; at least 1."""
     with torch.no_grad(), _CountBytes() as count:
-        function(z[0])
-    return max(2, min(z.shape[0], budget // max(count.bytes, 1)))
+        function()
+    return max(count.bytes, 1)
 
 
 @torch.no_grad()

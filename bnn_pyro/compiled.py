@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from bnn_pyro.batching import bytes_made
 from bnn_pyro.graphs import NormalPriors, join, normal_priors, trace
 from bnn_pyro.target import Target
 
@@ -27,10 +28,12 @@ COMPILE_FROM = 3_000  # dim * rows: from here on, a run of usual length gains mo
 ONE_THREAD_BELOW = (
     10_000_000  # dim * rows: up to here a second thread waits more than it works (3 times slower measured)
 )
-BLOCK = 16  # chains that go through the graph together: more fall out of the processor's cache (1.8 times slower at 64)
+CACHE = (
+    2**24
+)  # bytes that a block's intermediate values may fill: beyond, they fall out of the cache (1.8 times slower)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
 
-Call = Callable[[Tensor], tuple[Tensor, Tensor]]
+Call = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,30 @@ class Gradient:
     block: int
     dtype: torch.dtype
     reason: str = ""
+    y: Tensor | None = None
+
+    @property
+    def by_chain(self) -> bool:
+        """Whether chain i has targets ``y[i]`` of its own, so that all chains are to be asked for at once."""
+        return self.y is not None
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.to(self.dtype)
         count = z.shape[0]
+        args = (z,) if self.y is None else (z, self.y[:count])
         if count == self.block:
-            return self.call(z)
-        parts = [self.call(_padded(z[start : start + self.block], self.block)) for start in range(0, count, self.block)]
+            return self.call(*args)
+        parts = [
+            self.call(*(_padded(t[start : start + self.block], self.block) for t in args))
+            for start in range(0, count, self.block)
+        ]
         grads, values = zip(*parts, strict=True)
         return torch.cat(grads)[:count], torch.cat(values)[:count]
 
 
-def _padded(z: Tensor, block: int) -> Tensor:
-    missing = block - z.shape[0]
-    return torch.cat([z, z[:1].expand(missing, -1)]) if missing else z.contiguous()
+def _padded(rows: Tensor, block: int) -> Tensor:
+    missing = block - rows.shape[0]
+    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows.contiguous()
 
 
 def threads_for(target: Target) -> int | None:
@@ -67,14 +80,24 @@ def threads_for(target: Target) -> int | None:
     return 1 if target.dim * target.n < ONE_THREAD_BELOW else None
 
 
-def block_for(chains: int, block: int | None = None) -> int:
-    """Chains to a block: as few blocks of at most ``block`` as can be, of the same size, and never a lone chain."""
-    blocks = -(-chains // (block or BLOCK))
+def block_for(chains: int, most: int) -> int:
+    """Chains to a block: as few blocks of at most ``most`` as can be, of the same size, and never a lone chain."""
+    blocks = -(-chains // most)
     return max(2, -(-chains // blocks))
 
 
+def _fits(target: Target, z: Tensor) -> int:
+    """Chains whose values, backward pass included, stay in the cache together."""
+    return max(2, CACHE // (3 * bytes_made(lambda: target.log_density(z))))
+
+
 def compile_gradient(
-    target: Target, points: Tensor, backend: str = "auto", chains: int = 1, block: int | None = None
+    target: Target,
+    points: Tensor,
+    backend: str = "auto",
+    chains: int = 1,
+    block: int | None = None,
+    y: Tensor | None = None,
 ) -> Gradient:
     """The fastest form of ``target.log_density`` and its gradient that agrees with the program at ``points`` (k, dim).
 
@@ -83,30 +106,32 @@ def compile_gradient(
     Args:
         chains: How many it will be called with, mostly.
         block: Chains that go through together, at most; results don't depend on it.
+        y: Targets of each chain's own, (chains, n, ...), with at least k chains.
     """
-    size = block_for(chains, block)
     points = points.to(target.dtype)
-    program = Gradient(_one_by_one(target), "pyro", size, target.dtype)
+    size = block_for(chains, block or _fits(target, points[0]))
+    program = Gradient(_one_by_one(target), "pyro", size, target.dtype, y=y)
     if backend == "pyro":
         return program
     if backend == "auto":
         backend = "inductor" if target.dim * target.n >= COMPILE_FROM else "eager"
+    example = (_padded(points[:1], size),) if y is None else (_padded(points[:1], size), _padded(y[:1], size))
     try:
         priors = normal_priors(target)
-        graph = trace(target, priors, size, points[:1].expand(size, -1).contiguous())
-        eager = _checked(Gradient(_whole(graph, priors), "eager", size, target.dtype), program, points)
+        graph = trace(target, priors, *example)
+        eager = _checked(Gradient(_whole(graph, priors), "eager", size, target.dtype, y=y), program, points)
     except Exception as error:  # tracing runs a user's program on symbolic tensors: anything may be raised
-        return _with_reason(program, f"the program cannot be traced: {_sentence(error)}")
+        return replace(program, reason=f"the program cannot be traced: {_sentence(error)}")
     if backend == "eager":
         return eager
     try:
-        fast = _inductor(graph, points[:1].expand(size, -1).contiguous())
-        return _checked(Gradient(_whole(fast, priors), "inductor", size, target.dtype), program, points)
+        fast = _inductor(graph, example)
+        return _checked(Gradient(_whole(fast, priors), "inductor", size, target.dtype, y=y), program, points)
     except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
-        return _with_reason(eager, f"inductor failed: {_sentence(error)}")
+        return replace(eager, reason=f"inductor failed: {_sentence(error)}")
 
 
-def _inductor(graph: GraphModule, z: Tensor) -> Callable:
+def _inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
     """Compiled code. ``torch._inductor.compile`` has half the cost per call of ``torch.compile``, but is private.
 
     Values that more than a few operations went into are stored once, instead of computed anew wherever they are used.
@@ -116,13 +141,13 @@ def _inductor(graph: GraphModule, z: Tensor) -> Callable:
 
     compile_graph = getattr(_inductor, "compile", None)
     with torch.no_grad(), config.patch(realize_opcount_threshold=8):
-        return compile_graph(graph, [z]) if compile_graph is not None else torch.compile(graph)
+        return compile_graph(graph, list(example)) if compile_graph is not None else torch.compile(graph)
 
 
 def _whole(graph: Callable, priors: NormalPriors) -> Call:
-    def call(z: Tensor) -> tuple[Tensor, Tensor]:
+    def call(z: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            *grads, value = graph(z)
+            *grads, value = graph(z, *y)
             grad = join(tuple(grads))
             return priors.add_to(z, grad, value) if priors.sites else (grad, value)
 
@@ -132,14 +157,14 @@ def _whole(graph: Callable, priors: NormalPriors) -> Call:
 def _one_by_one(target: Target) -> Call:
     """The program as it is, with torch's own autograd."""
 
-    def call(z: Tensor) -> tuple[Tensor, Tensor]:
-        results = [one(chain) for chain in z]
+    def call(z: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
+        results = [one(chain, *own) for chain, *own in zip(z, *y, strict=True)]
         return torch.stack([grad for grad, _ in results]), torch.stack([value for _, value in results])
 
-    def one(z: Tensor) -> tuple[Tensor, Tensor]:
+    def one(z: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            value = target.log_density(z)
+            value = target.log_density(z, *y)
             (grad,) = torch.autograd.grad(value, z)
         return grad, value.detach()
 
@@ -163,10 +188,6 @@ def _relative_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor
         gap = torch.where(same, torch.zeros_like(a), (a - b).abs() / size).max()
         worst = max(worst, float("inf") if torch.isnan(gap) else float(gap))
     return worst
-
-
-def _with_reason(gradient: Gradient, reason: str) -> Gradient:
-    return Gradient(gradient.call, gradient.backend, gradient.block, gradient.dtype, reason)
 
 
 def _sentence(error: Exception) -> str:

@@ -72,28 +72,31 @@ def normal_priors(target: Target) -> NormalPriors:
     return NormalPriors(frozenset(names), loc, precision, constant)
 
 
-def trace(target: Target, priors: NormalPriors, block: int, z: Tensor) -> GraphModule:
+def trace(target: Target, priors: NormalPriors, z: Tensor, y: Tensor | None = None) -> GraphModule:
     """The graph of z (block, dim) -> (gradient of each site (block, ...), ..., log density (block,)), without ``priors``.
 
+    Args:
+        y: Targets (block, n, ...) of each chain's own, a second argument of the graph; None for the target's.
     Raises: whatever the program raises on symbolic tensors, with a note of the site that it had come to.
     """
 
-    def density(parts: tuple[Tensor, ...]) -> Tensor:
+    def density(parts: tuple[Tensor, ...], y: Tensor | None) -> Tensor:
         by_name = {site.name: part for site, part in zip(target.sites, parts, strict=True)}
-        result = target.evaluate_sites(by_name, leave_out=priors.sites)
+        result = target.evaluate_sites(by_name, y=y, leave_out=priors.sites)
         return result.log_prior + sum(t.sum(dtype=torch.float64) for t in result.log_likelihood.values())
 
-    def one_chain(z: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        return grad_and_value(density)(tuple(site.take(z) for site in target.sites))
+    def one_chain(z: Tensor, y: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+        return grad_and_value(density)(tuple(site.take(z) for site in target.sites), y)
 
-    def flat(z: Tensor) -> tuple[Tensor, ...]:
-        grads, value = vmap(one_chain)(z)
+    def flat(z: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
+        grads, value = vmap(one_chain)(z, *y)
         return (*grads, value)
 
     table: dict[Any, Callable] = {}
     if target.dtype == torch.float32:
         table[torch.ops.aten.tanh.default] = rational_tanh
-    return simplify(make_fx(flat, decomposition_table=table)(z[:block]), z[:block])
+    example = (z,) if y is None else (z, y)
+    return simplify(make_fx(flat, decomposition_table=table)(*example), *example)
 
 
 def join(site_grads: tuple[Tensor, ...]) -> Tensor:

@@ -55,7 +55,7 @@ class Noise:
 
     seed: int
     purpose: str
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     def words(self, chains: Tensor, steps: Tensor, count: int) -> Tensor:
         """Words (*shape, count) for chain and step numbers (int64, below 2**32 and 2**64) that broadcast to ``shape``."""

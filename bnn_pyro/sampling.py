@@ -13,7 +13,7 @@ from bnn_pyro.draws import Draws
 from bnn_pyro.errors import warn
 from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES
 from bnn_pyro.inference.hmc_run import run_hmc
-from bnn_pyro.inference.mcmc import Adaptation
+from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.nuts_run import run_nuts
 from bnn_pyro.interrupts import watch_interrupts
 from bnn_pyro.isolation import derive_seed, isolated
@@ -42,7 +42,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
             recording = Recording(
                 method.chains, method.warmup, method.draws, method.thin, target.dim, target.dtype, interrupts, bar
             )
-            adaptation = _run(gradient, starts, method, seed, recording)
+            adaptation = run(gradient, starts, method, seed, recording)
         recording.close()
     if not recording.kept:
         raise KeyboardInterrupt
@@ -65,9 +65,15 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
     return Draws(recording.positions(), stats=recording.stats(), state=state, info=info, complete=recording.complete)
 
 
-def _run(gradient: Gradient, starts: torch.Tensor, method: MCMC, seed: int, recording: Recording) -> Adaptation:
+def run(gradient: Gradient, starts: torch.Tensor, method: MCMC, seed: int, recorder: Recorder) -> Adaptation:
+    """All transitions of all chains into ``recorder``; what warmup learnt."""
     with torch.no_grad():
         if isinstance(method, NUTS):
-            return run_nuts(gradient, starts, method, seed, recording)
+            return run_nuts(gradient, starts, method, seed, recorder)
         assert isinstance(method, HMC | ChEES), "make_method knows no other"
-        return run_hmc(gradient, starts, method, seed, recording)
+        return run_hmc(gradient, starts, method, seed, recorder)
+
+
+def no_bar() -> tqdm:
+    """A progress bar that shows nothing."""
+    return tqdm(disable=True)

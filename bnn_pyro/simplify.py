@@ -24,8 +24,8 @@ _NEUTRAL = {_aten.pow.Tensor_Scalar: 1, _aten.mul.Tensor: 1, _aten.mul.Scalar: 1
             _aten.sub.Tensor: 0}  # fmt: skip
 
 
-def simplify(graph: GraphModule, example: Tensor) -> GraphModule:
-    """The same function of ``example``'s shape and dtype with fewer nodes; a graph that writes in place stays as it is."""
+def simplify(graph: GraphModule, *example: Tensor) -> GraphModule:
+    """The same function of arguments like ``example`` with fewer nodes; a graph that writes in place stays as it is."""
     if any(n.op == "call_function" and n.target._schema.is_mutable for n in graph.graph.nodes if _is_operation(n)):
         return _drop(graph, {n: n.args[0] for n in graph.graph.nodes if n.target is _aten.detach.default})
     _fold_constants(graph, example)
@@ -35,7 +35,7 @@ def simplify(graph: GraphModule, example: Tensor) -> GraphModule:
     return graph
 
 
-def _values(graph: GraphModule, example: Tensor) -> dict[Node, Any]:
+def _values(graph: GraphModule, example: tuple[Tensor, ...]) -> dict[Node, Any]:
     """What each node is at the example."""
     found: dict[Node, Any] = {}
 
@@ -45,7 +45,7 @@ def _values(graph: GraphModule, example: Tensor) -> dict[Node, Any]:
             return found[n]
 
     with torch.no_grad():
-        Recorder(graph).run(example)
+        Recorder(graph).run(*example)
     return found
 
 
@@ -53,7 +53,7 @@ def _is_operation(node: Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 
-def _fold_constants(graph: GraphModule, example: Tensor) -> None:
+def _fold_constants(graph: GraphModule, example: tuple[Tensor, ...]) -> None:
     values = _values(graph, example)
     constant: set[Node] = set()
     for node in graph.graph.nodes:
@@ -86,7 +86,7 @@ def _does_nothing(node: Node, values: dict[Node, Any]) -> bool:
     if not same or node.kwargs.get("alpha", 1) != 1:
         return False
     if node.target in _NEUTRAL and len(node.args) == 2 and not isinstance(node.args[1], Node):
-        return node.args[1] == _NEUTRAL[node.target]
+        return bool(node.args[1] == _NEUTRAL[node.target])
     return node.target in _RESHAPES
 
 

@@ -253,9 +253,9 @@ class Target:
         terms = result.log_likelihood.values()
         return torch.stack(list(terms)).sum(0)
 
-    def log_density(self, z: Tensor) -> Tensor:
-        """Log joint density plus log-Jacobian, summed over all rows, () float64."""
-        result = self.evaluate(z)
+    def log_density(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Log joint density plus log-Jacobian, summed over all rows, () float64; ``y`` in place of the training rows'."""
+        result = self.evaluate(z, y=y)
         return result.log_prior + sum(t.sum(dtype=torch.float64) for t in result.log_likelihood.values())
 
     def forward(self, z: Tensor, x: Inputs) -> Distribution:

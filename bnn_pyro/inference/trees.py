@@ -149,7 +149,7 @@ class Trees:
         momentum.addcmul_(step, grad, value=0.5)
         position.addcmul_(step, self.metric.velocity(momentum))
         rows = _where(self.active)
-        if len(rows) == len(self.chains):
+        if len(rows) == len(self.chains) or getattr(self.gradient, "by_chain", False):
             new_grad, self.log_density = self.gradient(position)
             grad.copy_(new_grad)
         else:  # chains that rest cost nothing and keep what they had

@@ -1,0 +1,175 @@
+"""Simulation-based calibration: does a sampler, on a model, give posteriors that are right on average?
+
+    theta ~ prior,  y ~ p(y | x, theta),  theta_1 ... theta_L ~ posterior given y  =>  rank of g(theta) among g(theta_l)
+    is uniform on 0 ... L, for any g
+
+Each set of data is a chain of one run, with targets of its own, so that a thousand fits are one batch. Ranks are looked at
+for quantities that no permutation of units changes, the log likelihood among them, which sees faults that no function of
+theta alone does (Modrak et al. 2023).
+Sources: Talts et al. 2018, arXiv:1804.06788; Modrak et al. 2023, arXiv:2211.02383.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.func import vmap
+
+from bnn_pyro.compiled import compile_gradient, threads_for
+from bnn_pyro.data import inputs_to_tensors
+from bnn_pyro.errors import ModelError, OptionError
+from bnn_pyro.function_space import watched
+from bnn_pyro.inference import MCMC, Method, make_method
+from bnn_pyro.interrupts import Interrupts
+from bnn_pyro.isolation import check_seed, derive_seed, isolated
+from bnn_pyro.recording import Recording
+from bnn_pyro.sampling import no_bar, run
+from bnn_pyro.starts import prior_point
+from bnn_pyro.structure import build_target
+from bnn_pyro.target import Target
+
+BINS = 20
+PROBES = 4  # rows at which the function is ranked
+P_VALUE = 1e-4  # of a quantity, below which it fails
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranks of the true values among the posterior's draws, by quantity.
+
+    Attributes:
+        ranks: By quantity, (sets,) whole numbers from 0 to ``draws``.
+        draws: Draws of each posterior.
+        info: Facts about the run.
+    """
+
+    ranks: dict[str, np.ndarray]
+    draws: int
+    info: dict[str, Any]
+
+    @property
+    def chi_square(self) -> dict[str, float]:
+        """By quantity, of ranks in 20 bins against uniform ones: 19 degrees of freedom."""
+        found = {}
+        edges = np.linspace(0, self.draws + 1, BINS + 1)
+        for name, ranks in self.ranks.items():
+            counts = np.histogram(ranks, edges)[0]
+            expected = len(ranks) * np.diff(edges) / (self.draws + 1)
+            found[name] = float((((counts - expected) ** 2) / expected).sum())
+        return found
+
+    @property
+    def limit(self) -> float:
+        """Of chi-square, exceeded with probability 1e-4 where all is right: 50.8."""
+        return float(stats.chi2.isf(P_VALUE, BINS - 1))
+
+    @property
+    def passed(self) -> bool:
+        return max(self.chi_square.values()) < self.limit
+
+    def __str__(self) -> str:
+        sets = len(next(iter(self.ranks.values())))
+        lines = [f"{sets} sets of data, {self.draws} draws each; chi-square(19) below {self.limit:.1f} passes"]
+        for name, value in self.chi_square.items():
+            mean = float(np.mean(self.ranks[name]) / self.draws)
+            lines.append(
+                f"  {name:24} {value:7.1f}  mean rank {mean:.3f}  {'' if value < self.limit else 'FAILED'}".rstrip()
+            )
+        return "\n".join(lines)
+
+
+def calibrate(
+    model: Any,
+    x: Any,
+    *,
+    inference: str | Method = "nuts",
+    sets: int = 1000,
+    draws: int = 99,
+    seed: int = 0,
+    dtype: str = "float64",
+    backend: str = "inductor",
+    sampler: Any = None,
+    **options: Any,
+) -> Calibration:
+    """Simulation-based calibration of a model under an inference method, at rows x (n, ...) in the model's own units.
+
+    Args:
+        model: As in ``fit``; its y is drawn from the prior predictive, so it needs proper priors and one observed site.
+        inference: ``"nuts"``, ``"hmc"`` or ``"chees"`` with options as in ``fit``, such as ``warmup=300, thin=10``; ``thin``
+            (10 unless said) is to make draws nearly independent.
+        sets: Sets of data, each a chain.
+        draws: Of each posterior.
+        sampler: Replaces the run of all chains, ``bnn_pyro.sampling.run``; to see that a broken one is found.
+    Raises: OptionError for a method that is not MCMC; ModelError for a program that cannot be simulated from.
+    """
+    from bnn_pyro.fitting import DTYPES, as_model
+
+    check_seed(seed)
+    bnn = as_model(model).fresh()
+    if isinstance(inference, str):
+        options = {"warmup": 300, "thin": 10, **options, "chains": sets, "draws": draws}
+        method = make_method(inference, options)
+    else:
+        method = inference
+    if not isinstance(method, MCMC):
+        raise OptionError(f"calibrate, inference: expected 'nuts', 'hmc' or 'chees', got {method.name!r}.")
+    method = replace(method, chains=sets, draws=draws)
+    floating = DTYPES[dtype]
+    target, truth, y = simulate(bnn, x, sets, seed, floating)
+    with isolated(derive_seed(seed, "check"), floating, threads=threads_for(target)):
+        gradient = compile_gradient(target, truth[:3], backend, sets, method.chunk, y=y)
+    starts = torch.stack([_prior_draw(target, derive_seed(seed, "start", i)) for i in range(sets)])
+    with isolated(dtype=floating, threads=threads_for(target)), no_bar() as bar:
+        recording = Recording(sets, method.warmup, draws, method.thin, target.dim, floating, Interrupts(), bar)
+        (sampler or run)(gradient, starts, method, derive_seed(seed, "run"), recording)
+    found = _quantities(target, torch.cat([truth[:, None], recording.positions()], 1), y)
+    ranks = {name: (values[:, 1:] < values[:, :1]).sum(1) for name, values in found.items()}
+    info = {"backend": gradient.backend, "gradients": recording.gradients, "divergences": recording.divergences}
+    return Calibration(ranks, draws, info)
+
+
+def simulate(bnn: Any, x: Any, sets: int, seed: int, dtype: torch.dtype) -> tuple[Target, Tensor, Tensor]:
+    """A target on rows x, draws of its prior (sets, dim), and targets drawn given each (sets, n, ...)."""
+    inputs = inputs_to_tensors(x, dtype, torch.device("cpu"), True)
+    rows = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+    target = build_target(
+        bnn.model, inputs, torch.zeros(rows, dtype=dtype), name=bnn.name, dims=bnn.dims(), dtype=dtype
+    )
+    if target.predicted is None:
+        raise ModelError(f"{bnn.name}, calibrate: expected one observed site, got {len(target.observed)}.")
+    truth, ys = [], []
+    for i in range(sets):
+        z = _prior_draw(target, derive_seed(seed, "truth", i))
+        with isolated(derive_seed(seed, "data", i), dtype), torch.no_grad():
+            truth.append(z)
+            ys.append(target.forward(z, inputs).sample().to(dtype))
+    return replace(target, y=ys[0]), torch.stack(truth), torch.stack(ys)
+
+
+def _prior_draw(target: Target, seed: int) -> Tensor:
+    with isolated(seed, target.dtype), torch.no_grad():
+        return prior_point(target)
+
+
+def _quantities(target: Target, z: Tensor, y: Tensor) -> dict[str, np.ndarray]:
+    """By name, (sets, points) of z (sets, points, dim), where each set has targets of its own."""
+    one = watched(target, z[0, 0])
+    parts = []
+    with isolated(dtype=target.dtype), torch.no_grad():
+        over_draws = vmap(one, in_dims=(0, None))
+        for points, own in zip(z, y, strict=True):
+            parts.append(over_draws(points, own))
+    found = {}
+    for name in parts[0]:
+        values = torch.stack([part[name] for part in parts]).double().flatten(2) if parts[0][name].ndim > 1 else None
+        if values is None:
+            found[name] = torch.stack([part[name] for part in parts]).double().numpy()
+            continue
+        pick = np.unique(np.linspace(0, values.shape[2] - 1, PROBES).round().astype(int))
+        found |= {f"{name}[{i}]": values[:, :, i].numpy() for i in pick}
+    return {k: v for k, v in found.items() if np.ptp(v) > 0}
