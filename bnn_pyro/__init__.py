@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bnn_pyro.version import __version__
 
 if TYPE_CHECKING:
+    from bnn_pyro.calibration import Calibration, calibrate
     from bnn_pyro.card import Card, Published
     from bnn_pyro.class_prediction import ClassPrediction
     from bnn_pyro.datasets import fetch_dataset, list_datasets, load_dataset
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from bnn_pyro.registry import get_model, list_models, register
 
 _HOMES = {
+    "calibration": ("Calibration", "calibrate"),
     "card": ("Card", "Published"),
     "class_prediction": ("ClassPrediction",),
     "datasets": ("fetch_dataset", "list_datasets", "load_dataset"),
@@ -60,6 +62,7 @@ __all__ = [
     "BNNClassifier",
     "BNNError",
     "BNNRegressor",
+    "Calibration",
     "Card",
     "ChEES",
     "ClassPrediction",
@@ -75,6 +78,7 @@ __all__ = [
     "ShapeError",
     "UnknownNameError",
     "__version__",
+    "calibrate",
     "fetch_dataset",
     "fit",
     "get_model",

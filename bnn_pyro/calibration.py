@@ -125,7 +125,7 @@ def calibrate(
         gradient = compile_gradient(target, truth[:3], backend, sets, method.chunk, y=y)
     starts = torch.stack([_prior_draw(target, derive_seed(seed, "start", i)) for i in range(sets)])
     with isolated(dtype=floating, threads=threads_for(target)), no_bar() as bar:
-        recording = Recording(sets, method.warmup, draws, method.thin, target.dim, floating, Interrupts(), bar)
+        recording = Recording(method, target.dim, floating, Interrupts(), bar)
         (sampler or run)(gradient, starts, method, derive_seed(seed, "run"), recording)
     found = _quantities(target, torch.cat([truth[:, None], recording.positions()], 1), y)
     ranks = {name: (values[:, 1:] < values[:, :1]).sum(1) for name, values in found.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnn_pyro.terminal import Commands, visible, warn_in_a_line
+from bnn_pyro.terminal import INTERRUPTED, Commands, visible, warn_in_a_line
 from bnn_pyro.version import __version__
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def _table(asked: dict[str, Any]) -> dict[str, Any]:
 @main.command()
 @click.argument("model")
 @_rows_of_data
-@click.option("--inference", metavar="NAME", default="nuts", show_default=True, help="nuts, svi, map or prior.")
+@click.option(
+    "--inference", metavar="NAME", default="nuts", show_default=True, help="nuts, chees, hmc, svi, map or prior."
+)
 @click.option("--out", metavar="DIR", help="Run directory to write; by default runs/MODEL-DATA-INFERENCE.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="All randomness comes from it.")
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True,
@@ -116,6 +118,8 @@ def _table(asked: dict[str, Any]) -> dict[str, Any]:
               "may be given several times.")  # fmt: skip
 @click.option("--dtype", metavar="NAME", default="float32", show_default=True, help="float32 or float64.")
 @click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu or auto.")
+@click.option("--engine", metavar="NAME", default="auto", show_default=True,
+              help="auto, compiled, eager or pyro (Pyro's own SVI and NUTS).")  # fmt: skip
 @click.option("--backend", metavar="NAME", default="auto", show_default=True,
               help="How gradients are computed: auto, inductor, eager or pyro.")  # fmt: skip
 @click.option("--standardize/--no-standardize", default=None,
@@ -132,19 +136,21 @@ def fit(model: str, overwrite: bool, no_progress: bool, no_pictures: bool, as_js
     bnn-pyro fit mlp_gaussian --data mine.csv --target price --inference svi
 
     Prints a summary: function space, scores on held-out rows, and a verdict.
-    --set takes what bnn-pyro show MODEL lists.
+    --set takes what bnn-pyro show MODEL lists. Ctrl-C while nuts, chees or hmc
+    draw keeps the draws so far (exit code 130).
     """
     from bnn_pyro import runner
 
     table = _table(asked)
     plan = runner.plan(model, overwrite=overwrite, progress=not no_progress, table=table, **asked)
     run = _fit(plan, pictures=not no_pictures)
+    code = _exit_code(run) if run.posterior.draws.complete else INTERRUPTED
     if as_json:
         _json(run)
-        return _exit_code(run)
+        return code
     _page(run, warnings=False)
     click.echo(f"\nSee this again:  {_command('summary', str(run.path))}")
-    return _exit_code(run)
+    return code
 
 
 @main.command()

@@ -41,11 +41,17 @@ class Encoding:
         own = [column.kind == "category" for column in self.columns for _ in column.names]
         return np.array(own + [True for column in self.columns if column.flagged], dtype=bool)
 
+    @property
+    def required(self) -> list[str]:
+        """Names of the columns that a frame must have, in order: all but those that were left out."""
+        return [column.name for column in self.columns if column.used]
+
     def apply(self, frame: Any, where: str) -> np.ndarray:
         """The encoded rows (n, d): of the columns' own type if all are numbers without flags, float64 otherwise.
 
         Raises: ShapeError if the columns are not those of the training rows, in their order; DataError for a level
             that they lack, text among numbers, infinities, and missing values in a column that had none.
+        Warns: once for each column that was left out, may be missing, and holds another value than in training.
         """
         frame = self._needed(frame, where)
         parts, flags = [np.zeros((len(frame), 0))] if not self.names else [], []
@@ -66,7 +72,7 @@ class Encoding:
                 _warn_of_news(frame.iloc[:, i], idle[name], where)
         kept = [i for i, name in enumerate(names) if name not in idle]
         frame = frame.iloc[:, kept]
-        _check_columns(frame, [c.name for c in self.columns if c.used], where)
+        _check_columns(frame, self.required, where)
         return frame
 
     def as_table(self) -> list[dict]:

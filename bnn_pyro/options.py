@@ -12,7 +12,7 @@ from typing import Any
 
 from bnn_pyro.errors import OptionError, printable, unknown
 
-OWN_FLAGS = ("seed", "data", "inference", "out", "dtype", "device", "backend", "standardize", "progress")
+OWN_FLAGS = ("seed", "data", "inference", "out", "dtype", "device", "engine", "backend", "standardize", "progress")
 _WORDS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,11 @@ def carry_out(
     for column in keep:
         if column not in frame.columns:
             raise unknown(f"column of {data}", column, list(frame.columns))
+        if column in names_of(fitted.classes, interval):
+            raise OptionError(
+                f"--keep {printable(column)}: expected another name than those of the predictions' own columns, got one of "
+                f"them. Rename the column in {data}."
+            )
     x, y = _rows(fitted, data, frame)
     predicted = ~_unknown(fitted.encoding, x) if skip_unknown else np.ones(len(x), dtype=bool)
     if not predicted.any():
@@ -70,6 +76,7 @@ def carry_out(
     x, y = x[predicted], None if y is None else y[predicted]
     if fitted.encoding is not None:
         fitted.encoding.apply(x, f"{fitted.model}, predict")  # complaints need not wait for torch, as the run does
+        x = x[fitted.encoding.required]  # what is new in columns that were left out has now been warned of
     finished = read(run)
     posterior = finished.posterior
     prediction = posterior.predict(x)
@@ -77,14 +84,16 @@ def carry_out(
     if y is not None:
         known = ~y.isna().to_numpy()
         scored = int(known.sum())
-        scores = held_out(posterior, _Rows(x[known], y[known]))[1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some of the same rows once more: what is odd about them has been said
+            scores = held_out(posterior, _Rows(x[known], y[known]))[1]
     table = as_frame(prediction, interval)
     if not predicted.all() and "label" in table:
         table["label"] = table["label"].convert_dtypes()  # whole numbers stay whole beside empty rows
     table = table.drop(columns="row").set_axis(np.flatnonzero(predicted)).reindex(np.arange(len(predicted)))
     table = table.rename_axis("row").reset_index()
     for i, column in enumerate(dict.fromkeys(keep)):
-        table.insert(1 + i, column, frame[column].to_numpy(), allow_duplicates=True)
+        table.insert(1 + i, column, frame[column].to_numpy())
     used = {*x.columns, fitted.target, *keep}
     ignored = [c for c in frame.columns if c not in used]
     if target is not None:
@@ -124,30 +133,28 @@ class _Rows:
         return len(self.y)
 
 
+def names_of(classes: Sequence[Any] | np.ndarray | None, interval: float = 0.9) -> list[str]:
+    """The columns of ``as_frame`` for predictions of ``classes``, or of numbers if that is None."""
+    if classes is not None:
+        return ["row", "label", *(f"p({name})" for name in classes), "entropy", "epistemic", "aleatoric"]
+    percent = f"{100 * interval:g}"
+    return ["row", "mean", "sd", "epistemic_sd", "aleatoric_sd", f"lower_{percent}", f"upper_{percent}"]
+
+
 def as_frame(prediction: Any, interval: float = 0.9) -> pd.DataFrame:
     """A prediction as a data frame, a line for each row: ``row`` counts from 0, all else as ``bnn-pyro predict --help``."""
     from bnn_pyro.class_prediction import ClassPrediction
 
     if isinstance(prediction, ClassPrediction):
-        columns: dict[str, Any] = {"label": prediction.label}
-        columns |= {f"p({name})": prediction.probs[:, i] for i, name in enumerate(prediction.classes)}
-        columns |= {name: getattr(prediction, name) for name in ("entropy", "epistemic", "aleatoric")}
+        names = names_of(prediction.classes)
+        values = [prediction.label, *prediction.probs.T, prediction.entropy, prediction.epistemic, prediction.aleatoric]
     else:
         if prediction.mean.ndim > 1:
             raise DataError("predict: expected one number for each row, got several. Use posterior.predict in Python.")
-        lower, upper = prediction.interval(interval)
-        percent = f"{100 * interval:g}"
-        columns = {
-            "mean": prediction.mean,
-            "sd": prediction.std,
-            "epistemic_sd": np.sqrt(prediction.epistemic),
-            "aleatoric_sd": np.sqrt(prediction.aleatoric),
-            f"lower_{percent}": lower,
-            f"upper_{percent}": upper,
-        }
-    frame = pd.DataFrame(columns)
-    frame.insert(0, "row", np.arange(len(frame)))
-    return frame
+        names = names_of(None, interval)
+        values = [prediction.mean, prediction.std, np.sqrt(prediction.epistemic), np.sqrt(prediction.aleatoric)]
+        values += prediction.interval(interval)
+    return pd.DataFrame(dict(zip(names, [np.arange(len(values[0])), *values], strict=True)))
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -309,15 +316,18 @@ def _frame(about: dict[str, Any], data: str, na: tuple[str, ...]) -> pd.DataFram
 
 
 def _rows(fitted: _Fitted, data: str, table: pd.DataFrame) -> tuple[Any, Any]:
-    """x of the new rows with the columns that the run was fitted to, and y, with gaps, where the file holds the target."""
+    """x of the new rows with the columns that the run was fitted to, and y, with gaps, where the file holds the target.
+
+    x has those of the columns that fit left out, too, which the file holds.
+    """
     encoding = fitted.encoding
-    names = [c.name for c in encoding.columns if c.used] if encoding is not None else list(fitted.columns)
-    if not names:
+    needed = encoding.required if encoding is not None else list(fitted.columns)
+    if not needed:
         raise DataError(
             f"{data}: expected a run that was fitted to named columns, got one fitted to an array. Use bnn.load(run).predict "
             "in Python."
         )
-    absent = [name for name in names if name not in table.columns]
+    absent = [name for name in needed if name not in table.columns]
     if absent:
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
         by_case = {c.casefold(): c for c in table.columns}
@@ -329,6 +339,7 @@ def _rows(fitted: _Fitted, data: str, table: pd.DataFrame) -> tuple[Any, Any]:
         raise DataError(
             f"{data}: expected the columns that the run was fitted to, got none called {shown}{more}. {hint} Rename or add it."
         )
+    names = needed if encoding is None else [c.name for c in encoding.columns if c.name in table.columns]
     goal = fitted.target
     if goal not in table.columns or table[goal].isna().all():
         return table[names], None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bnn_pyro.inference import MCMC
 from bnn_pyro.interrupts import Interrupts
 
 IN_MEMORY = 2**28  # bytes of draws from which on they go to a file
@@ -52,29 +54,29 @@ class Recording:
     """The ``Recorder`` of a run: kept draws with their statistics, a bar, and whether to stop.
 
     Args:
-        chains, warmup, draws, thin: Of the method.
-        dim: Of the draws.
+        method: Says how many chains, warmup transitions and draws, and how they are thinned.
+        dim, dtype: Of the draws.
         interrupts: Looked at by ``should_stop``.
+        bar: Moves on by a transition of each chain.
+        watch: What else the bar shows: called with the number of draws that all chains have, and a way to get them.
     """
 
     def __init__(
         self,
-        chains: int,
-        warmup: int,
-        draws: int,
-        thin: int,
+        method: MCMC,
         dim: int,
         dtype: torch.dtype,
         interrupts: Interrupts,
         bar: tqdm,
+        watch: Callable[[int, Callable[[], Tensor]], dict[str, str]] | None = None,
     ):
-        self.chains, self.warmup, self.draws, self.thin = chains, warmup, draws, thin
-        self.interrupts, self.bar = interrupts, bar
+        self.chains, self.warmup, self.draws, self.thin = method.chains, method.warmup, method.draws, method.thin
+        self.interrupts, self.bar, self.watch = interrupts, bar, watch
         kind = np.dtype(str(dtype).removeprefix("torch."))
-        self._on_disk = chains * draws * dim * kind.itemsize > IN_MEMORY
-        self._z = Table((chains, draws, dim), kind, self._on_disk)
+        self._on_disk = self.chains * self.draws * dim * kind.itemsize > IN_MEMORY
+        self._z = Table((self.chains, self.draws, dim), kind, self._on_disk)
         self._stats: dict[str, Table] = {}
-        self._done = np.zeros(chains, dtype=np.int64)
+        self._done = np.zeros(self.chains, dtype=np.int64)
         self.gradients, self.divergences, self._unseen = 0, 0, 0
         self._accepted, self._transitions = 0.0, 0
 
@@ -120,13 +122,15 @@ class Recording:
         if self._unseen < _LOOK:
             return
         if not self.bar.disable:
-            stage: dict[str, Any] = {
+            self.bar.set_description("warmup" if after.max() < 0 else "draws", refresh=False)
+            shown = {
                 "steps": f"{self.gradients / self._transitions:.0f}",
                 "accept": f"{self._accepted / self._transitions:.2f}",
-                "divergences": self.divergences,
+                "divergences": str(self.divergences),
             }
-            self.bar.set_description("warmup" if after.max() < 0 else "draws", refresh=False)
-            self.bar.set_postfix(stage, refresh=False)
+            if self.watch is not None:
+                shown |= self.watch(self.kept, self.positions)
+            self.bar.set_postfix(shown, refresh=False)
         self.bar.update(self._unseen)
         self._unseen = 0
 

@@ -67,7 +67,7 @@ def plan(
     hyperparameters, options = parse_sets(sets, kind, METHODS[inference], model)
     made = get_model(model, **hyperparameters)
     method = make_method(inference, options)
-    _check_settings(**settings)
+    _check_settings(method, **settings)
     asked = asked or named(card.dataset, **(table or {}))
     rows, source = asked.rows(card.task, model)
     check_rows(made, rows, settings.get("missing", "refuse"))
@@ -133,15 +133,22 @@ def read(directory: str) -> Finished:
 
 
 def _check_settings(
-    seed: int = 0, dtype: str = "float32", device: str = "cpu", backend: str = "auto", **_: Any
+    method: Any,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    engine: str = "auto",
+    backend: str = "auto",
+    **_: Any,
 ) -> None:
     """The checks of ``fit`` that need no data, so that they come before a directory is made."""
     from bnn_pyro.compiled import BACKENDS
-    from bnn_pyro.fitting import DTYPES, find_device
+    from bnn_pyro.fitting import DTYPES, ENGINES, choose_engine, find_device
     from bnn_pyro.isolation import check_seed
 
-    for kind, value, known in (("dtype", dtype, DTYPES), ("backend", backend, BACKENDS)):
+    for kind, value, known in (("dtype", dtype, DTYPES), ("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if value not in known:
             raise unknown(kind, value, known)
+    choose_engine(method, engine, backend)
     find_device(device)
     check_seed(seed)

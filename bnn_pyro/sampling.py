@@ -20,6 +20,7 @@ from bnn_pyro.isolation import derive_seed, isolated
 from bnn_pyro.recording import Recording
 from bnn_pyro.starts import starting_points
 from bnn_pyro.target import Target
+from bnn_pyro.watching import Watch
 
 
 def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progress: bool = True) -> Draws:
@@ -39,9 +40,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         starts = starting_points(target, gradient, method.init, seed, method.chains)
         started = time.perf_counter()
         with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=threads_for(target)):
-            recording = Recording(
-                method.chains, method.warmup, method.draws, method.thin, target.dim, target.dtype, interrupts, bar
-            )
+            recording = Recording(method, target.dim, target.dtype, interrupts, bar, Watch(target))
             adaptation = run(gradient, starts, method, seed, recording)
         recording.close()
     if not recording.kept:

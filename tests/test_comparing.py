@@ -62,6 +62,7 @@ def test_the_table_is_that_of_arviz(home):
     runs = loaded(home, "tight", LONG)
     with results._quiet():
         expected = az.compare({name: run.idata for name, run in runs.items()})
+        expected["elpd_diff"] = expected["elpd_diff"].abs()  # 1.x counts it negative
         loos = {name: az.loo(run.idata, pointwise=True) for name, run in runs.items()}
     assert list(made) == [str(name) for name in expected.index] == [LONG, "tight"]  # weights of 0.02 explain nothing
     for name, row in made.items():
@@ -73,7 +74,7 @@ def test_the_table_is_that_of_arviz(home):
         for column in ("elpd_diff", "dse", "weight"):
             assert row[column] == pytest.approx(float(expected.loc[name, column]), rel=1e-6, abs=0 if OLD else 0.1)
     one, other = made[LONG], made["tight"]
-    assert abs(other["elpd_diff"]) == pytest.approx(one["elpd_loo"] - other["elpd_loo"]) and one["elpd_diff"] == 0
+    assert other["elpd_diff"] == pytest.approx(one["elpd_loo"] - other["elpd_loo"]) and one["elpd_diff"] == 0
     assert one["weight"] + other["weight"] == pytest.approx(1.0)
 
 
@@ -120,6 +121,14 @@ def test_many_rows_of_high_k_are_called_unreliable(home):
     made.loo.loc[LONG, "high_k"] = 0.06
     page = " ".join(comparing.page(made).split())
     assert f"Not to be relied on for {LONG}: Pareto k is above 0.7" in page and "6 %" in page
+
+
+@pytest.mark.parametrize(("difference", "close"), [(0.0, False), (1.9, True), (2.1, False)])
+def test_a_difference_below_twice_its_error_is_called_unclear(home, difference, close):
+    made = comparing.compare_runs([str(home / LONG), str(home / "tight")])
+    made.loo.loc["tight", ["elpd_diff", "dse"]] = difference, 1.0
+    page = " ".join(comparing.page(made).split())
+    assert ("No clear difference to the best: tight (diff below twice dse)." in page) == close
 
 
 def test_json_names_each_run(home):

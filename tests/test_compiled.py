@@ -59,7 +59,7 @@ def test_the_compiled_graph_gives_the_programs_gradient():
 
 @pytest.mark.parametrize("broken", ["raises", "wrong"])
 def test_a_compiler_that_fails_or_errs_is_not_used(monkeypatch, broken):
-    def inductor(graph, point):
+    def inductor(graph, example):
         if broken == "raises":
             raise RuntimeError("no C++ compiler\nand much more")
         return lambda z: tuple(1.001 * t for t in graph(z))
@@ -81,7 +81,7 @@ def test_the_program_itself_on_request():
 
 
 def test_auto_goes_by_model_size_and_rows_only(monkeypatch):
-    monkeypatch.setattr(compiled, "_inductor", lambda graph, point: graph)
+    monkeypatch.setattr(compiled, "_inductor", lambda graph, example: graph)
     target = PROBLEMS["linear"]().target()
     for rule, backend in ((target.dim * target.n, "inductor"), (target.dim * target.n + 1, "eager")):
         monkeypatch.setattr(compiled, "COMPILE_FROM", rule)

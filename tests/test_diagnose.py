@@ -76,7 +76,8 @@ def test_one_divergence(healthy):
 def test_trees_at_their_limit(healthy):
     healthy.draws.stats["tree_depth"][0, :20] = healthy.method.max_tree_depth
     verdict = healthy.diagnose()
-    assert verdict.verdict == "not converged" and "2.0% of trees stopped" in str(verdict)
+    assert verdict.verdict == "not converged" and verdict.numbers["at_limit"] == 0.02
+    assert "2.0% of trajectories stopped at max_tree_depth=" in str(verdict)
 
 
 def test_energy_explored_slowly(healthy):
@@ -154,3 +155,11 @@ def test_a_high_k_hat_blames_a_network_only_where_there_is_one():
         said = posterior.diagnose().reasons[-1]
         assert "above 0.7: importance weights cannot repair the guide" in said and said.endswith(end), said
     assert "network" not in _k_hat_words(0.6, True, True) + _k_hat_words(0.3, True, True)
+
+
+@pytest.mark.parametrize("method", ["svi", "map"])
+def test_two_hundred_steps_are_the_fewest_that_are_judged(method):
+    data = bnn.load_dataset("stackloss")
+    few, enough = (bnn.get_model("linear").fit(data.train, inference=method, steps=n).diagnose() for n in (199, 200))
+    assert few.verdict == "not converged" and few.reasons[0].startswith("199 steps are too few")
+    assert "too few" not in str(enough)

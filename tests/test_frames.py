@@ -206,6 +206,12 @@ def test_text_that_is_the_same_in_all_rows_is_left_out_with_a_warning():
     assert alone.names == () and alone.apply(frame[["country"]], "fit").shape == (6, 0)
 
 
+def test_a_gap_in_new_rows_takes_the_median_of_the_training_rows():
+    encoding = learn_encoding(pd.DataFrame({"age": [1.0, np.nan, 2.0, 3.0, 100.0]}), "fit", "impute")
+    new = pd.DataFrame({"age": [np.nan, 9.0, 7.0, 8.0]})
+    assert encoding.apply(new, "predict").tolist() == [[2.5, 1], [9, 0], [7, 0], [8, 0]]
+
+
 def test_ties_for_the_most_frequent_level_go_to_the_first_level():
     frame = pd.DataFrame({"c": ["b", "a", None, "b", "a", "c"]})
     assert learn_encoding(frame, "fit", "impute").columns[0].fill == "a"

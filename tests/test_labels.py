@@ -155,3 +155,8 @@ def test_the_callers_labels_are_not_changed():
     codes, _ = learn_classes(y, "m, y")
     codes[:] = 7
     assert y.tolist() == [2.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("values", [["c", "a", "b"], [3, 1, 2], [1.0, 0.5], [True, False]])
+def test_classes_that_are_read_keep_their_order(values):
+    assert from_list(values).tolist() == values

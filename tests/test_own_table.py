@@ -114,6 +114,26 @@ def test_a_fit_and_its_score_take_the_parts():
     assert posterior.score(made.test)["test_rmse"][0] < 0.1  # y has sd 1.7
 
 
+def test_fit_does_with_gaps_what_the_table_was_told_unless_it_is_told_itself():
+    whole = table().drop(columns="sold")
+    whole.loc[[11, 30, 52, 80], "age"] = np.nan
+    made = load_table(whole, "price", missing="impute")
+    assert made.train.missing == made.test.missing == "impute"
+    model, how = bnn.get_model("linear"), {"inference": "map", "steps": 5, "progress": False}
+    assert "age=missing" in model.fit(made.train, **how).data.columns
+    assert model.fit(made.train, missing="drop", **how).data.n == made.train.x["age"].notna().sum() < len(made.train)
+    with pytest.raises(DataError, match="expected no missing value, got one in column 'age'"):
+        model.fit(made.train, missing="refuse", **how)
+    with pytest.raises(DataError, match="expected no missing value, got one in column 'age'"):
+        model.fit(made.train.x, made.train.y, **how)  # rows that say nothing
+
+
+def test_a_column_called_missing_is_a_column():
+    frame = pd.DataFrame({"missing": np.linspace(0.0, 1.0, 9), "x": np.arange(9.0) ** 2})
+    posterior = bnn.get_model("linear").fit(frame, frame["x"], inference="map", steps=5, progress=False)
+    assert posterior.data.columns == ("missing", "x")
+
+
 GAPS = table()
 GAPS.loc[[4, 6], "price"] = np.nan
 REFUSED = [

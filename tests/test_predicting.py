@@ -12,6 +12,8 @@ from test_own_table import table
 
 import bnn_pyro as bnn
 from bnn_pyro import predicting
+from bnn_pyro.frames import learn_encoding
+from bnn_pyro.own_table import load_table
 
 FEW = ("--inference", "svi", "--set", "steps=60", "--set", "draws=40", "--no-pictures")
 
@@ -254,6 +256,37 @@ def test_columns_are_kept_ignored_and_suggested(home, tmp_path):
         predicting.carry_out(str(home / "reg"), str(tmp_path / "case.csv"))
 
 
+@pytest.mark.parametrize(("run", "name"), [
+    *(("reg", name) for name in ("row", "mean", "sd", "epistemic_sd", "aleatoric_sd", "lower_50", "upper_50")),
+    *(("cls", name) for name in ("row", "label", "p(no)", "p(yes)", "entropy", "epistemic", "aleatoric")),
+])  # fmt: skip
+def test_a_kept_column_is_not_called_like_one_of_the_predictions(home, tmp_path, run, name):
+    """A file would have two columns of one name, and JSON would hold the file's value in place of the prediction."""
+    new = pd.read_csv(home / "new.csv").assign(**{name: 7.0})
+    new.to_csv(tmp_path / "new.csv", index=False)
+    for words in (("--out", tmp_path / "p.csv"), ("--json",)):
+        result = call("predict", home / run, "--data", tmp_path / "new.csv", "--interval", 0.5, "--keep", name, *words)
+        said = complaint(result)
+        assert said.startswith(f"bnn-pyro: --keep '{name}': expected another name than those of the predictions' own")
+        assert f"Rename the column in {tmp_path / 'new.csv'}." in said
+    assert [p.name for p in tmp_path.iterdir()] == ["new.csv"]
+    made = json.loads(call("predict", home / run, "--data", tmp_path / "new.csv", "--interval", 0.5, "--json").stdout)
+    assert name in made["rows"][0] and made["rows"][0][name] != 7.0  # as a column that is not kept it does no harm
+
+
+@pytest.mark.parametrize(("run", "name"), [("reg", "label"), ("reg", "lower_50"), ("reg", "entropy"), ("cls", "mean")])
+def test_names_that_only_other_predictions_have_can_be_kept(home, tmp_path, run, name):
+    pd.read_csv(home / "new.csv").assign(**{name: 7.0}).to_csv(tmp_path / "new.csv", index=False)
+    made = json.loads(call("predict", home / run, "--data", tmp_path / "new.csv", "--keep", name, "--json").stdout)
+    assert [row[name] for row in made["rows"]] == [7.0] * 15
+
+
+def test_names_are_refused_before_torch_is_waited_for(home, tmp_path):
+    pd.read_csv(home / "new.csv").assign(mean=1.0).to_csv(tmp_path / "new.csv", index=False)
+    said, loaded = modules_after(("predict", home / "reg", "--data", "new.csv", "--keep", "mean"), tmp_path)
+    assert said.startswith("bnn-pyro: --keep 'mean': expected another name") and loaded == "[]"
+
+
 def test_scores_on_training_rows_are_flagged(home):
     made = predicting.carry_out(str(home / "reg"), str(home / "all.csv"))
     rows = made.run.content["data"]["rows"]
@@ -270,6 +303,14 @@ def test_inputs_that_the_training_rows_do_not_reach_are_named(home, tmp_path):
     assert expected in made.outside and expected in " ".join(predicting.page(made).split())
     new.head(2).to_csv(tmp_path / "near.csv", index=False)
     assert predicting.carry_out(str(home / "reg"), str(tmp_path / "near.csv")).outside == ""
+
+
+def test_scores_of_some_of_the_rows_do_not_warn_of_them_again(home, tmp_path):
+    new = pd.read_csv(home / "all.csv").head(4)
+    new.loc[1, "age"], new.loc[2, "age"], new.loc[1, "price"] = 9000.0, 5000.0, np.nan
+    new.to_csv(tmp_path / "far.csv", index=False)
+    (said,) = call("predict", home / "reg", "--data", tmp_path / "far.csv").stderr.splitlines()
+    assert "within 50 standard deviations, got 9000 at row 1 (line 3 of the file)" in said
 
 
 def test_rows_of_an_unknown_value_are_left_empty_when_asked(home, tmp_path):
@@ -292,3 +333,118 @@ def test_rows_of_an_unknown_value_are_left_empty_when_asked(home, tmp_path):
     new.to_csv(tmp_path / "none.csv", index=False)
     with pytest.raises(bnn.DataError, match="expected a row whose values the training rows know, got none"):
         predicting.carry_out(str(home / "reg"), str(tmp_path / "none.csv"), skip_unknown=True)
+
+
+def test_several_kept_columns_stand_in_the_order_asked_for_beside_their_rows(home, tmp_path):
+    """Also where a row is left empty, whose own values are still copied; a column named twice is copied once."""
+    new = pd.read_csv(home / "new.csv").head(4).assign(id=list("wxyz"), lot=[4, 3, 2, 1])
+    new.loc[1, "town"] = "Atlantis"
+    new.to_csv(tmp_path / "kept.csv", index=False)
+    words = ("--keep", "lot", "--keep", "id", "--keep", "lot", "--skip-unknown", "--out", tmp_path / "p.csv")
+    assert call("predict", home / "reg", "--data", tmp_path / "kept.csv", *words).exit_code == 0
+    with open(tmp_path / "p.csv") as file:  # as pandas would rename a second 'lot'
+        assert next(file).startswith("row,lot,id,mean,")
+    found = pd.read_csv(tmp_path / "p.csv")
+    assert found["id"].tolist() == list("wxyz") and found["lot"].tolist() == [4, 3, 2, 1]
+    assert found["mean"].isna().tolist() == [False, True, False, False]
+
+
+def test_a_row_is_unknown_by_any_text_column_but_not_by_a_gap_or_a_column_left_out():
+    train = pd.DataFrame({"town": ["a", "b", None, "a"], "kind": list("xyxy"), "same": "s"})
+    with pytest.warns(UserWarning, match="'same' is the same in all rows"):
+        encoding = learn_encoding(train, "fit", "impute")
+    new = pd.DataFrame({"town": ["c", None, "a", "a"], "kind": ["x", "x", "z", "y"]})
+    assert predicting._unknown(encoding, new).tolist() == [True, False, True, False]
+
+
+def test_labels_scores_and_notes_are_those_of_the_rows_that_are_not_skipped(tmp_path):
+    """Labels that are whole numbers stay so beside empty rows, and a row's number is its place in the file."""
+    whole = table()[["age", "town"]].assign(grade=np.arange(100) % 2 + 3)
+    whole.to_csv(tmp_path / "grades.csv", index=False)
+    made = call(
+        "fit", "logistic", "--data", tmp_path / "grades.csv", "--target", "grade", *FEW, "--out", tmp_path / "run"
+    )
+    assert made.exit_code in (0, 1), made.output
+    new = whole.tail(12).reset_index(drop=True)
+    new.loc[[0, 5], "town"] = "Atlantis"
+    new.loc[7, "age"] = 5000.0
+    new.to_csv(tmp_path / "new.csv", index=False)
+    words = ("predict", tmp_path / "run", "--data", tmp_path / "new.csv", "--skip-unknown")
+    found = json.loads(call(*words, "--out", tmp_path / "p.csv", "--json").stdout)
+    known = new.drop(index=[0, 5])
+    scores = bnn.load(tmp_path / "run").score(known[["age", "town"]], known["grade"])
+    assert found["scored_rows"] == 10 and {k: found["scores"][k]["value"] for k in scores} == pytest.approx(
+        {k: value for k, (value, _) in scores.items()}, rel=1e-12
+    )
+    train = load_table(tmp_path / "grades.csv", "grade", task="classification").train.x
+    assert found["training_rows"] == len(known.merge(train)) > 0
+    assert found["outside"].startswith("outside of the training rows: age 5000 at row 7 (")
+    assert set(pd.read_csv(tmp_path / "p.csv", dtype=str)["label"].dropna()) <= {"3", "4"}
+    assert {type(row["label"]) for row in found["rows"]} == {int, type(None)}
+    new.assign(**{"p(3)": 0.5}).to_csv(tmp_path / "named.csv", index=False)
+    result = call("predict", tmp_path / "run", "--data", tmp_path / "named.csv", "--skip-unknown", "--keep", "p(3)")
+    assert "--keep 'p(3)': expected another name" in complaint(result)
+
+
+def test_the_value_furthest_outside_is_named_in_widths_of_its_range():
+    """a is 2 widths beyond, b 1.01 of a hundred each; c was constant, and counts in its own units."""
+    training = np.array([[0.0, 100.0, 5.0], [1.0, 200.0, 5.0]])
+    file = pd.DataFrame(index=range(13))
+
+    def said(*given):
+        return predicting._outside(training, np.array(given), ("a", "b", "c"), file, np.array([7, 9, 12])[: len(given)])
+
+    inside, low, wide = [0.5, 200.0, 5.0], [-2.0, 150.0, 5.0], [0.5, 301.0, 5.0]
+    start = "outside of the training rows: "
+    assert said(inside) == ""
+    assert said(wide, inside).startswith(f"{start}b 301 at row 7 (100 to 200 there). ")
+    assert said(inside, low, wide).startswith(f"{start}a -2 at row 9 (0 to 1 there), and 1 more row. ")
+    assert said(wide, low, wide).startswith(f"{start}a -2 at row 9 (0 to 1 there), and 2 more rows. ")
+    assert said([0.5, 150.0, 7.5], low).startswith(f"{start}c 7.5 at row 7 (5 to 5 there), and 1 more row. ")
+
+
+def test_training_rows_are_equal_in_every_input_and_flagged_only_beside_scores(home, tmp_path):
+    training = np.array([[1.0, 2.0], [3.0, 4.0]])
+    assert predicting._seen(training, np.array([[1.0, 2.0], [1.0, 4.0], [3.0, 4.0], [3.0, 4.0]])) == 3
+    unscored = predicting.carry_out(str(home / "reg"), str(home / "new.csv"))
+    assert unscored.seen > 0 and not unscored.scores and "training rows" not in predicting.page(unscored)
+    whole = pd.read_csv(home / "all.csv")
+    whole.assign(age=whole["age"] + 1e-6).to_csv(tmp_path / "moved.csv", index=False)
+    moved = predicting.carry_out(str(home / "reg"), str(tmp_path / "moved.csv"))
+    assert moved.seen == 0 and moved.scores and "of these rows are training" not in predicting.page(moved)
+
+
+def test_a_column_that_was_left_out_is_not_asked_for(home, tmp_path):
+    """Text that is the same in all rows: fit says that it is left out, and new rows may lack it or have it."""
+    pd.read_csv(home / "all.csv")[["age", "price"]].assign(country="NL").to_csv(tmp_path / "all.csv", index=False)
+    made = call("fit", "linear", "--data", tmp_path / "all.csv", "--target", "price", *FEW, "--out", tmp_path / "run")
+    assert "column 'country' is the same in all rows, so it is left out." in made.stderr
+    new = pd.read_csv(home / "new.csv")[["age"]]
+    new.to_csv(tmp_path / "without.csv", index=False)
+    new.assign(country="NL").to_csv(tmp_path / "with.csv", index=False)
+    without, given = (
+        predicting.carry_out(str(tmp_path / "run"), str(tmp_path / f)) for f in ("without.csv", "with.csv")
+    )
+    assert without.table["mean"].tolist() == given.table["mean"].tolist() and len(without.table) == 15
+    assert call("predict", tmp_path / "run", "--data", tmp_path / "with.csv").stderr == ""
+
+
+def test_another_value_in_a_column_that_was_left_out_is_warned_of_once(home, tmp_path):
+    """Of the rows that are predicted, and once, also where the file holds the target, so that rows are scored too."""
+    whole = pd.read_csv(home / "all.csv")[["age", "town", "price"]]
+    whole.insert(1, "country", "NL")
+    whole.to_csv(tmp_path / "all.csv", index=False)
+    made = call("fit", "linear", "--data", tmp_path / "all.csv", "--target", "price", *FEW, "--out", tmp_path / "run")
+    assert made.exit_code in (0, 1), made.output
+    new = whole.head(6).assign(country=["NL", "BE", None, "BE", "FR", "NL"])
+    new.loc[1, "town"], new.loc[3, "price"] = "Atlantis", np.nan
+    new.iloc[:, ::-1].to_csv(tmp_path / "new.csv", index=False)
+    words = ("predict", tmp_path / "run", "--data", tmp_path / "new.csv", "--json", "--skip-unknown")
+    result = call(*words, "--out", tmp_path / "p.csv")
+    (said,) = result.stderr.splitlines()
+    start = "warning: linear, predict, x: column 'country' was 'NL' in all training rows, got 'BE' at "
+    assert said.startswith(f"{start}row 3 (line 5 of the file): what that changes is not known")
+    found = json.loads(result.stdout)
+    expected = bnn.load(tmp_path / "run").predict(new.drop(index=1)[["age", "town"]])
+    assert [row["mean"] for row in found["rows"] if row["mean"] is not None] == expected.mean.tolist()
+    assert found["scored_rows"] == 4 and found["ignored"] == ["country"]

@@ -387,6 +387,16 @@ def test_our_compare_is_that_of_arviz_under_both_generations():
     assert (table["high_k"] == 0).all() and list(table["rank"]) == [0, 1]
 
 
+def test_our_compare_counts_the_difference_from_the_best_up_whatever_the_sign_of_arviz(monkeypatch):
+    good, bad, _ = two_models()
+    theirs = compare({"bad": bad, "good": good})
+    for sign in (1.0, -1.0):
+        turned = theirs.assign(elpd_diff=sign * theirs["elpd_diff"].astype(float).abs())
+        monkeypatch.setattr(results.az, "compare", lambda *_, made=turned, **__: made)
+        found = results.compare({"bad": bad, "good": good})["elpd_diff"]
+        assert found["good"] == 0 and found["bad"] == pytest.approx(2.4, abs=0.01)
+
+
 def test_our_compare_counts_rows_of_high_k():
     good, _, _ = two_models()
     rng = np.random.default_rng(2)

@@ -86,6 +86,17 @@ def test_calibration_error_is_a_loop_over_fifteen_bins():
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_score_has_fifteen_bins():
+    """An edge, 8/15, lies between 0.53 (right) and 0.54 (wrong), and none between 0.81 (right) and 0.86 (wrong).
+
+    Where a model is overconfident in each bin, as above, the differences add up to the same for any bins.
+    """
+    confidence = np.array([0.53, 0.54, 0.81, 0.86])
+    probs = np.column_stack([confidence, (1 - confidence) / 2, (1 - confidence) / 2])
+    found = classification_scores(class_prediction(probs), ["ash", "beech", "ash", "beech"])["test_ece"][0]
+    assert found == pytest.approx((0.47 + 0.54 + 2 * (0.835 - 0.5)) / 4)
+
+
 @pytest.mark.parametrize("sharpness", [0.4, 0.6, 1.0])
 def test_standard_errors_are_the_spread_over_data_sets(sharpness):
     """400 data sets of 300 rows: the sd of each score over them, against the mean of the errors that 40 of them state.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from bnn_pyro.inference.method import Method
+
+if TYPE_CHECKING:  # settings are read, and refused, before torch is loaded
+    from torch import Tensor
 
 INITS = ("prior", "map", "ensemble", "uniform")
 
