@@ -122,7 +122,7 @@ def calibrate(
     floating = DTYPES[dtype]
     target, truth, y = simulate(bnn, x, sets, seed, floating)
     with isolated(derive_seed(seed, "check"), floating, threads=threads_for(target)):
-        gradient = compile_gradient(target, truth[:3], backend, sets, method.chunk, y=y)
+        gradient = compile_gradient(target, truth[:3], backend, y=y)
     starts = torch.stack([_prior_draw(target, derive_seed(seed, "start", i)) for i in range(sets)])
     with isolated(dtype=floating, threads=threads_for(target)), no_bar() as bar:
         recording = Recording(method, target.dim, floating, Interrupts(), bar)

@@ -195,8 +195,8 @@ def choose_engine(method: Method, engine: str, backend: str) -> tuple[str, str]:
         return "pyro", backend
     if engine == "pyro" and not isinstance(method, NUTS):
         raise OptionError(f"engine: expected 'compiled' or 'eager' for {method.name}, which Pyro runs not, got 'pyro'.")
-    if engine == "pyro" and (method.thin > 1 or method.adaptation is not None or method.chunk is not None):
-        raise OptionError("engine='pyro': expected NUTS without thin, chunk and adaptation. Use engine='compiled'.")
+    if engine == "pyro" and (method.thin > 1 or method.adaptation is not None):
+        raise OptionError("engine='pyro': expected NUTS without thin and adaptation. Use engine='compiled'.")
     if engine == "eager":
         if backend == "inductor":
             raise OptionError(

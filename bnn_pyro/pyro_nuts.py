@@ -58,7 +58,7 @@ def sample_nuts(target: Target, method: NUTS, seed: int, backend: str = "auto", 
     ``energy`` is the Hamiltonian at the start of each trajectory, ``tree_depth`` the doublings that were begun.
     """
     with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
-        gradient = compile_gradient(target, torch.randn(3, target.dim) * 0.5, backend)
+        gradient = compile_gradient(target, torch.randn(3, target.dim) * 0.5, backend, block=1)
     total = method.chains * (method.warmup + method.draws)
     starts = starting_points(target, gradient, method.init, seed, method.chains).double()
     chains = []

@@ -34,7 +34,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         bar.set_description("compiling")
         with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
             points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
-            gradient = compile_gradient(target, points, backend, method.chains, method.chunk)
+            gradient = compile_gradient(target, points, backend)
         compiled = time.perf_counter()
         bar.set_description("starts")
         starts = starting_points(target, gradient, method.init, seed, method.chains)

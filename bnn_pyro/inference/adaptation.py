@@ -6,10 +6,13 @@ Sources: Hoffman & Gelman 2014, JMLR 15, section 3.2 (dual averaging); Stan refe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from bnn_pyro.inference.metric import Metric
 
 GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
 
@@ -22,9 +25,9 @@ class DualAveraging:
         self.restart(step_size)
 
     def restart(self, step_size: Tensor) -> None:
-        """Forgets all but the step sizes, and is drawn towards ten times as much."""
+        """Forgets all but the step sizes, and is drawn towards ten times as much: a low step is found out slowly."""
         self.log_step = step_size.log()
-        self._centre = self.log_step + torch.log(torch.tensor(10.0, dtype=torch.float64))
+        self._centre = self.log_step + math.log(10.0)
         self._error, self._count = torch.zeros_like(self.log_step), torch.zeros_like(self.log_step)
         self._log_average = self.log_step.clone()
 
@@ -72,6 +75,12 @@ class Moments:
         self._count[rows], self._mean[rows] = count, mean
         self._spread[rows] += before[:, :, None] * after[:, None, :] if self._dense else before * after
 
+    def metric(self, dtype: torch.dtype) -> Metric:
+        """The metric of what was seen, which is then forgotten."""
+        made = Metric(self.inverse_mass_matrix().to(dtype))
+        self.restart()
+        return made
+
     def inverse_mass_matrix(self) -> Tensor:
         """The pooled (co)variance, shrunk towards 1e-3 as if by five draws more; (dim,) or (dim, dim) float64."""
         count = self._count.sum()
@@ -84,6 +93,11 @@ class Moments:
         variance = spread / (count - 1).clamp(min=1.0)
         floor = 1e-3 * (torch.eye(len(mean), device=self._device) if self._dense else 1.0)
         return variance * (count / (count + 5)) + floor * (5 / (count + 5))
+
+
+def stretch(old: Metric, new: Metric) -> Tensor:
+    """How much longer steps and trajectories are in units of the new metric than in those of the old one, on average."""
+    return ((old.variance() / new.variance()).log().mean() / 2).exp()
 
 
 @dataclass(frozen=True)
@@ -102,11 +116,13 @@ class Schedule:
 def windows(warmup: int, first: int = 25, head: int = 75, tail: int = 50) -> Schedule:
     """Windows that double in length between a head and a tail in which only step sizes adapt, as Stan's do.
 
-    Head and tail shrink to 15 and 10 percent where warmup is shorter than they and one window are together; below 20
-    transitions there is no window.
+    The tail is a fifth of a long warmup: for a while after the last restart, averaged step sizes are too small. Head and
+    tail shrink to 15 and 10 percent where warmup is shorter than they and one window are together; below 20 transitions
+    there is no window.
     """
     if warmup < 20:
         return Schedule(warmup, ())
+    tail = max(tail, warmup // 5)
     if head + first + tail > warmup:
         head, tail = int(0.15 * warmup), int(0.1 * warmup)
         first = warmup - head - tail

@@ -20,8 +20,8 @@ class HMC(MCMC):
             a normal distribution's orbit is pi / 2.
         max_steps: Leapfrog steps of a trajectory, at most.
 
-    ``chains``, ``warmup``, ``draws``, ``thin``, ``target_accept``, ``dense_mass``, ``init``, ``chunk`` and ``adaptation`` are
-    as in ``NUTS``; one step size serves all chains.
+    ``chains``, ``warmup``, ``draws``, ``thin``, ``target_accept``, ``dense_mass``, ``init`` and ``adaptation`` are as
+    in ``NUTS``; one step size serves all chains.
     """
 
     name: ClassVar[str] = "hmc"
@@ -45,7 +45,8 @@ class ChEES(MCMC):
     Args:
         max_steps: Leapfrog steps of a trajectory, at most.
 
-    The other settings are as in ``NUTS``; one step size serves all chains.
+    The other settings are as in ``NUTS``; one step size serves all chains, so that one chain far out would slow all of them,
+    and chains start where Adam leads them.
     """
 
     name: ClassVar[str] = "chees"
@@ -53,6 +54,7 @@ class ChEES(MCMC):
     chains: int = 16
     draws: int = 250
     target_accept: float = 0.651
+    init: str = "map"
     max_steps: int = 1000
 
     def __post_init__(self) -> None:

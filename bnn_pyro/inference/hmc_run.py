@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.adaptation import DualAveraging, Moments, windows
+from bnn_pyro.inference.adaptation import DualAveraging, Moments, stretch, windows
 from bnn_pyro.inference.hmc import HMC, ChEES
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, Metric, dot, leapfrog, log_acceptance
@@ -86,14 +86,15 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
         averaging.update(everyone[:1], (1 / (1 / rate.clamp(min=1e-10)).mean())[None])
         step_size = averaging.step_size[0]
         if lengths is not None:
-            lengths.update(trajectory, metric, time, float(step_size), method.max_steps)
+            lengths.update(trajectory, metric, time, float(averaging.average[0]), method.max_steps)
         if schedule.begin <= i < (schedule.ends[-1] if schedule.ends else 0):
             moments.update(everyone, state.position)
         if i + 1 in schedule.ends:
-            metric = Metric(moments.inverse_mass_matrix().to(position.dtype))
-            moments.restart()
-            averaging.restart(averaging.average)
+            before, metric = metric, moments.metric(position.dtype)
+            averaging.restart(averaging.average * stretch(before, metric))
             step_size = averaging.step_size[0]
+            if lengths is not None and i + 1 == schedule.ends[0]:
+                lengths = LengthAdaptation(torch.ones(()))  # about right where the posterior has unit spread
         if i + 1 == method.warmup:
             step_size = averaging.average[0]
             if lengths is not None:
@@ -159,7 +160,7 @@ class LengthAdaptation:
         return self.log_length.exp()
 
     def update(self, trajectory: Trajectory, metric: Metric, time: float, step_size: float, max_steps: int) -> None:
-        """Follows the gradient of ChEES in log T, from trajectories that took ``time``."""
+        """Follows the gradient of ChEES in log T, from trajectories that took ``time``; between 1 and ``max_steps`` steps."""
         rate = trajectory.acceptance_rate
         finite = torch.isfinite(trajectory.proposal).all(1) & torch.isfinite(trajectory.velocity).all(1)
         rate = torch.where(finite, rate, 0.0)
@@ -176,7 +177,7 @@ class LengthAdaptation:
         self._square = self.decay * self._square + (1 - self.decay) * slope**2
         scaled = slope / (float(self._square / (1 - self.decay**self._count)) ** 0.5 + 1e-20)
         self.log_length = self.log_length + self.lr * scaled
-        self.log_length = self.log_length.clamp(max=math.log(step_size * max_steps / 2))
+        self.log_length = self.log_length.clamp(math.log(step_size), math.log(step_size * max(max_steps / 2, 1.0)))
         keep = self._count**-0.5
         self._average = keep * self.log_length + (1 - keep) * self._average
 

@@ -50,7 +50,6 @@ class MCMC(Method):
     target_accept: float = 0.8
     dense_mass: bool = False
     init: str = "prior"
-    chunk: int | None = None
     adaptation: Adaptation | None = None
 
     def __post_init__(self) -> None:
@@ -61,8 +60,6 @@ class MCMC(Method):
         self._require("target_accept", isinstance(rate, int | float) and 0 < rate < 1, "a rate between 0 and 1")
         self._require("dense_mass", isinstance(self.dense_mass, bool), "True or False")
         self._require("init", self.init in INITS, "'prior', 'map', 'ensemble' or 'uniform'")
-        if self.chunk is not None:
-            self._require_count("chunk")
         given = self.adaptation
         self._require(
             "adaptation",

@@ -30,6 +30,10 @@ class Metric:
         else:
             self._root = inverse_mass_matrix.double().sqrt().to(inverse_mass_matrix.dtype)
 
+    def variance(self) -> Tensor:
+        """The diagonal of M^-1, (dim,) float64."""
+        return (self.inverse_mass_matrix.diagonal() if self.dense else self.inverse_mass_matrix).double()
+
     def velocity(self, momentum: Tensor) -> Tensor:
         """M^-1 r for r (c, dim)."""
         return momentum @ self.inverse_mass_matrix if self.dense else momentum * self.inverse_mass_matrix

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, windows
+from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, stretch, windows
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.metric import GradientCall, Metric, leapfrog, log_acceptance
 from bnn_pyro.inference.nuts import NUTS
@@ -59,9 +59,8 @@ def run_nuts(
         if recorder.should_stop():
             break
         if pause in schedule.ends:
-            trees.metric = Metric(moments.inverse_mass_matrix().to(position.dtype))
-            moments.restart()
-            averaging.restart(averaging.average)
+            before, trees.metric = trees.metric, moments.metric(position.dtype)
+            averaging.restart(averaging.average * stretch(before, trees.metric))
             trees.step_size = averaging.step_size
             trees.begin(everyone, transition)
     return Adaptation(trees.step_size, trees.metric.inverse_mass_matrix.double())

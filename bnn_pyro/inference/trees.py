@@ -116,6 +116,7 @@ class Trees:
     def rest(self, rows: Tensor) -> None:
         """Chains ``rows`` take no more steps until they begin again."""
         self.active.index_fill_(0, rows, 0)
+        self.leaves.index_fill_(0, rows, 0)
 
     def advance(self) -> Tensor:
         """One leapfrog step of every active chain; the chains (k,) whose trees ended with it."""
@@ -148,12 +149,9 @@ class Trees:
         running.add_(momentum, alpha=0.5)
         momentum.addcmul_(step, grad, value=0.5)
         position.addcmul_(step, self.metric.velocity(momentum))
-        rows = _where(self.active)
-        if len(rows) == len(self.chains) or getattr(self.gradient, "by_chain", False):
-            new_grad, self.log_density = self.gradient(position)
-            grad.copy_(new_grad)
-        else:  # chains that rest cost nothing and keep what they had
-            grad[rows], self.log_density[rows] = self.gradient(position[rows])
+        # all chains, resting ones too: a chain's place in the batch may touch its last bit
+        new_grad, self.log_density = self.gradient(position)
+        grad.copy_(new_grad)
         momentum.addcmul_(step, grad, value=0.5)
         running.add_(momentum, alpha=0.5)
 
