@@ -34,7 +34,7 @@ from bnn_pyro.structure import build_target
 from bnn_pyro.target import Target
 
 BINS = 20
-PROBES = 4  # rows at which the function is ranked
+PROBES = 8  # rows at which the function is ranked
 P_VALUE = 1e-4  # of a quantity, below which it fails
 
 

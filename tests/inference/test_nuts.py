@@ -1,4 +1,4 @@
-"""NUTS against exact posteriors, and its record of each iteration."""
+"""MCMC through ``fit`` against exact posteriors, by every sampler and by Pyro's own NUTS, and the record of iterations."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,21 @@ def products(draws, mean):
     return centred[..., i] * centred[..., j]
 
 
-@pytest.fixture(scope="module")
-def known_noise():
+SAMPLERS = {
+    "nuts": {"inference": "nuts", "chains": 4, "draws": 2500, "dense_mass": True},
+    "nuts, diagonal": {"inference": "nuts", "chains": 16, "draws": 2500},
+    "hmc": {"inference": "hmc", "chains": 4, "draws": 2500, "dense_mass": True},
+    "chees": {"inference": "chees", "chains": 16, "draws": 2500},
+    "pyro": {"inference": "nuts", "chains": 4, "draws": 2500, "dense_mass": True, "engine": "pyro"},
+}
+
+
+@pytest.fixture(scope="module", params=SAMPLERS)
+def known_noise(request):
     """`linear` with a known noise on diabetes: the posterior, and its exact counterpart."""
     data = bnn.load_dataset("diabetes")
     model = bnn.get_model("linear", noise=0.7)
-    posterior = model.fit(
-        data.train, inference="nuts", chains=4, warmup=500, draws=2500, dense_mass=True, dtype="float64", seed=11
-    )
+    posterior = model.fit(data.train, warmup=500, dtype="float64", seed=11, **SAMPLERS[request.param])
     return posterior, model.exact(posterior.target.x, posterior.target.y)
 
 
@@ -101,9 +108,11 @@ def _unit_covariance(exact):
     return exact.covariance.numpy() * (exact.shape - 1) / exact.rate
 
 
-def test_statistics_have_arviz_names_and_add_up():
+@pytest.mark.parametrize("engine", ["compiled", "pyro"])
+def test_statistics_have_arviz_names_and_add_up(engine):
     data = bnn.load_dataset("stackloss")
-    posterior = bnn.get_model("linear").fit(data.train, chains=2, warmup=100, draws=50, dtype="float64", seed=3)
+    settings = {"chains": 2, "warmup": 100, "draws": 50, "dtype": "float64", "seed": 3, "engine": engine}
+    posterior = bnn.get_model("linear").fit(data.train, **settings)
     kept = posterior.draws.stats
     assert set(kept) == {"lp", "energy", "diverging", "tree_depth", "n_steps", "acceptance_rate", "step_size"}
     assert all(v.shape == (2, 50) for v in kept.values())
@@ -122,10 +131,10 @@ def test_statistics_have_arviz_names_and_add_up():
     assert (kept["step_size"] == kept["step_size"][:, :1]).all()  # frozen after warmup
 
 
-def test_chains_depend_on_seed_and_index_only():
+def test_chains_of_pyros_nuts_depend_on_seed_and_index_only():
     data = bnn.load_dataset("stackloss")
     model = bnn.get_model("linear")
-    settings = {"warmup": 50, "dtype": "float64"}
+    settings = {"warmup": 50, "dtype": "float64", "engine": "pyro"}
     two = model.fit(data.train, chains=2, draws=20, seed=5, **settings).draws.z
     one = model.fit(data.train, chains=1, draws=30, seed=5, **settings).draws.z
     other = model.fit(data.train, chains=1, draws=20, seed=6, **settings).draws.z
