@@ -1,0 +1,104 @@
+"""Draws as they come: in the right places, in bounded memory, and what the bar says."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from tqdm.auto import tqdm
+
+import bnn_pyro as bnn
+from bnn_pyro import recording
+from bnn_pyro.inference import random_tables
+from bnn_pyro.inference.hmc_run import Info, run_hmc
+from bnn_pyro.inference.mcmc import Adaptation
+from bnn_pyro.interrupts import Interrupts
+from bnn_pyro.recording import Recording
+from bnn_pyro.sampling import no_bar
+
+
+def info(rows, **more):
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    fields = dict.fromkeys(Info._fields, ones) | {"diverging": ones < 0, "n_steps": ones.long()} | more
+    return Info(**fields)
+
+
+@pytest.mark.parametrize("in_memory", [10**9, 0], ids=["memory", "file"])
+def test_draws_stand_where_they_belong_whatever_order_they_come_in(monkeypatch, in_memory):
+    monkeypatch.setattr(recording, "IN_MEMORY", in_memory)
+    kept = Recording(bnn.NUTS(chains=3, warmup=2, draws=4, thin=2), 2, torch.float32, Interrupts(), no_bar())
+    order = np.random.default_rng(0).permutation([c for c in range(3) for _ in range(10)])
+    at = [0, 0, 0]
+    for chain in order:
+        rows, step = torch.tensor([chain]), torch.tensor([at[chain]])
+        value = 100.0 * chain + at[chain]
+        kept.record(rows, step, torch.tensor([[value, -value]]), info(rows, lp=torch.tensor([value]).double()))
+        at[chain] += 1
+    assert kept.complete and kept.kept == 4 and kept.gradients == 30
+    expected = 100.0 * torch.arange(3)[:, None] + torch.tensor([3.0, 5.0, 7.0, 9.0])  # every second after two of warmup
+    assert torch.equal(kept.positions(), torch.stack([expected, -expected], -1))
+    assert np.array_equal(kept.stats()["lp"], expected.numpy())
+
+
+def test_only_what_every_chain_has_is_kept():
+    kept = Recording(bnn.NUTS(chains=2, warmup=0, draws=5), 1, torch.float32, Interrupts(), no_bar())
+    for chain, steps in ((0, 5), (1, 2)):
+        for step in range(steps):
+            rows = torch.tensor([chain])
+            kept.record(rows, torch.tensor([step]), torch.ones(1, 1), info(rows))
+    assert not kept.complete and kept.kept == 2 and kept.positions().shape == (2, 2, 1)
+
+
+def test_the_bar_shows_what_the_watch_says():
+    seen = []
+
+    def watch(count, positions):
+        seen.append((count, tuple(positions().shape)))
+        return {"r_hat": "1.01"}
+
+    with tqdm(total=200, file=open(os.devnull, "w")) as bar:
+        kept = Recording(bnn.NUTS(chains=1, warmup=10, draws=190), 1, torch.float32, Interrupts(), bar, watch)
+        for step in range(200):
+            rows = torch.tensor([0])
+            kept.record(rows, torch.tensor([step]), torch.ones(1, 1), info(rows))
+        kept.close()
+        assert bar.n == 200 and "r_hat=1.01" in bar.postfix and "draws" in bar.desc
+    assert seen and all(shape == (1, count, 1) for count, shape in seen)
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory in use is read from /proc")
+def test_a_million_draws_take_no_more_memory_than_a_few(monkeypatch):
+    """At most a byte a draw, where a draw is 160 bytes with its statistics on top.
+
+    Tables of random numbers are kept small, as they come and go by megabytes.
+    """
+    monkeypatch.setattr(recording, "IN_MEMORY", 0)
+    monkeypatch.setattr(random_tables, "_NUMBERS", 1)
+    monkeypatch.setattr(random_tables, "_STEPS", 8)
+    chains, draws, dim = 500, 2000, 20
+    method = bnn.HMC(chains=chains, warmup=0, draws=draws, trajectory_length=0.5, max_steps=1, adaptation=Adaptation(
+        torch.tensor([0.5], dtype=torch.float64), torch.ones(dim, dtype=torch.float64), torch.tensor(0.5)))  # fmt: skip
+    kept = Recording(method, dim, torch.float64, Interrupts(), no_bar())
+    used = []
+
+    class Watched:
+        def record(self, *args):
+            kept.record(*args)
+            used.append(resident())
+
+        def should_stop(self):
+            return False
+
+    run_hmc(lambda z: (-z, -0.5 * (z * z).sum(-1)), torch.zeros(chains, dim, dtype=torch.float64), method, 1, Watched())
+    later = np.array(used[draws // 5 :], dtype=float)
+    slope = np.polyfit(np.arange(len(later)) * chains, later, 1)[0]
+    print(f"\nmemory in use grows by {slope:.3f} bytes a draw; {(later.max() - later.min()) / 2**20:.1f} MB in all")
+    assert slope <= 1.0
+    z = kept.positions()
+    assert z.shape == (chains, draws, dim) and abs(float(z[:, 200:].var()) - 1) < 0.02
