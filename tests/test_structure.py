@@ -524,7 +524,7 @@ def test_a_guide_that_lacks_a_site(monkeypatch):
         ({"target_accept": float("nan")}, "nuts, target_accept: expected a rate between 0 and 1, got nan."),
         ({"target_accept": "0.8"}, "nuts, target_accept: expected a rate between 0 and 1, got '0.8'."),
         ({"dense_mass": 1}, "nuts, dense_mass: expected True or False, got 1."),
-        ({"init": "zero"}, "nuts, init: expected 'prior', 'map' or 'uniform', got 'zero'."),
+        ({"init": "zero"}, "nuts, init: expected 'prior', 'map', 'ensemble' or 'uniform', got 'zero'."),
         ({"inference": "svi", "steps": 0}, "svi, steps: expected a whole number of at least 1, got 0."),
         ({"inference": "svi", "lr": -0.1}, "svi, lr: expected a positive number, got -0.1."),
         ({"inference": "svi", "lr": float("inf")}, "svi, lr: expected a positive number, got inf."),

@@ -116,15 +116,15 @@ class Schedule:
 def windows(warmup: int, first: int = 25, head: int = 75, tail: int = 50) -> Schedule:
     """Windows that double in length between a head and a tail in which only step sizes adapt, as Stan's do.
 
-    The tail is a fifth of a long warmup: for a while after the last restart, averaged step sizes are too small. Head and
-    tail shrink to 15 and 10 percent where warmup is shorter than they and one window are together; below 20 transitions
-    there is no window.
+    The tail is a fifth of a long warmup: for a while after the last restart, averaged step sizes are off. Head and tail
+    shrink to 15 and 35 percent where warmup is shorter than they and one window are together; below 20 transitions there
+    is no window.
     """
     if warmup < 20:
         return Schedule(warmup, ())
     tail = max(tail, warmup // 5)
     if head + first + tail > warmup:
-        head, tail = int(0.15 * warmup), int(0.1 * warmup)
+        head, tail = int(0.15 * warmup), int(0.35 * warmup)
         first = warmup - head - tail
     ends, start, size = [], head, first
     while start < warmup - tail:

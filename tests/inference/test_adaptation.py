@@ -128,7 +128,7 @@ def test_moments_of_float32_positions_are_kept_in_float64():
 def test_windows_of_a_thousand_are_stans_but_for_the_tail():
     assert windows(1000).begin == 75 and windows(1000).ends == (100, 150, 250, 800)
     assert windows(150).begin == 75 and windows(150).ends == (100,)
-    assert windows(100).begin == 15 and windows(100).ends == (90,)
+    assert windows(100).begin == 15 and windows(100).ends == (65,)
 
 
 def test_windows_fit_into_any_warmup():
@@ -136,7 +136,7 @@ def test_windows_fit_into_any_warmup():
         assert windows(warmup).ends == () and windows(warmup).begin == warmup
     for warmup in range(20, 2001):
         schedule = windows(warmup)
-        head, tail = (75, max(50, warmup // 5)) if warmup >= 150 else (int(0.15 * warmup), int(0.1 * warmup))
+        head, tail = (75, max(50, warmup // 5)) if warmup >= 150 else (int(0.15 * warmup), int(0.35 * warmup))
         assert schedule.begin == head and schedule.ends[-1] == warmup - tail < warmup
         sizes = np.diff([head, *schedule.ends])
         assert sizes[0] >= min(25, warmup - head - tail) > 0
