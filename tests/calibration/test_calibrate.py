@@ -39,11 +39,12 @@ def rows(columns):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("inference", ["nuts", "chees"])
+@pytest.mark.parametrize(
+    ("name", "inference"), [("linear", "nuts"), ("logistic", "nuts"), ("logistic", "chees"), ("network", "chees")]
+)
 def test_ranks_are_uniform(name, inference):
     model, columns = MODELS[name]
-    found = bnn.calibrate(model, rows(columns), inference=inference, sets=1000, seed=1)
+    found = bnn.calibrate(model, rows(columns), inference=inference, sets=1000, seed=1, warmup=200, thin=5)
     print(f"\n{name} by {inference}\n{found}")
     assert {len(r) for r in found.ranks.values()} == {1000}
     assert all(r.min() >= 0 and r.max() <= 99 for r in found.ranks.values())
