@@ -20,9 +20,9 @@ from scipy import stats
 from torch import Tensor
 from torch.func import vmap
 
-from bnn_pyro.compiled import compile_gradient, threads_for
+from bnn_pyro.compiled import BACKENDS, compile_gradient, threads_for
 from bnn_pyro.data import inputs_to_tensors
-from bnn_pyro.errors import ModelError, OptionError
+from bnn_pyro.errors import ModelError, OptionError, unknown
 from bnn_pyro.function_space import watched
 from bnn_pyro.inference import MCMC, Method, make_method
 from bnn_pyro.interrupts import Interrupts
@@ -104,12 +104,17 @@ def calibrate(
             (10 unless said) is to make draws nearly independent.
         sets: Sets of data, each a chain.
         draws: Of each posterior.
+        seed, dtype, backend: As in ``fit``.
         sampler: Replaces the run of all chains, ``bnn_pyro.sampling.run``; to see that a broken one is found.
-    Raises: OptionError for a method that is not MCMC; ModelError for a program that cannot be simulated from.
+    Raises: OptionError or UnknownNameError for a method that is not MCMC and for options; ModelError for a program that
+        cannot be simulated from.
     """
-    from bnn_pyro.fitting import DTYPES, as_model
+    from bnn_pyro.fitting import as_model, find_dtype
 
     check_seed(seed)
+    floating = find_dtype(dtype)
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
     bnn = as_model(model).fresh()
     if isinstance(inference, str):
         options = {"warmup": 300, "thin": 10, **options, "chains": sets, "draws": draws}
@@ -119,7 +124,6 @@ def calibrate(
     if not isinstance(method, MCMC):
         raise OptionError(f"calibrate, inference: expected 'nuts', 'hmc' or 'chees', got {method.name!r}.")
     method = replace(method, chains=sets, draws=draws)
-    floating = DTYPES[dtype]
     target, truth, y = simulate(bnn, x, sets, seed, floating)
     with isolated(derive_seed(seed, "check"), floating, threads=threads_for(target)):
         gradient = compile_gradient(target, truth[:3], backend, y=y)
@@ -164,12 +168,13 @@ def _quantities(target: Target, z: Tensor, y: Tensor) -> dict[str, np.ndarray]:
         over_draws = vmap(one, in_dims=(0, None))
         for points, own in zip(z, y, strict=True):
             parts.append(over_draws(points, own))
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name in parts[0]:
-        values = torch.stack([part[name] for part in parts]).double().flatten(2) if parts[0][name].ndim > 1 else None
-        if values is None:
-            found[name] = torch.stack([part[name] for part in parts]).double().numpy()
+        values = torch.stack([part[name] for part in parts]).double().numpy()
+        if values.ndim == 2:
+            found[name] = values
             continue
+        values = values.reshape(*values.shape[:2], -1)
         pick = np.unique(np.linspace(0, values.shape[2] - 1, PROBES).round().astype(int))
-        found |= {f"{name}[{i}]": values[:, :, i].numpy() for i in pick}
+        found |= {f"{name}[{i}]": values[:, :, i] for i in pick}
     return {k: v for k, v in found.items() if np.ptp(v) > 0}

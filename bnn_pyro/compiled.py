@@ -25,11 +25,9 @@ from bnn_pyro.target import Target
 
 BACKENDS = ("auto", "inductor", "eager", "pyro")
 COMPILE_FROM = 3_000  # dim * rows: from here on, a run of usual length gains more than it takes to compile
-ONE_THREAD_BELOW = (
-    10_000_000  # dim * rows: up to here a second thread waits more than it works (3 times slower measured)
-)
-# Bytes that a block's values may come to, backward pass included. Blocks this small keep the processor's cache, and few
-# chains waste little; 10-50-50-1 on 442 rows: 170 us a chain-gradient in blocks of 4, 164 in 16, 290 in 64.
+ONE_THREAD_BELOW = 10_000_000  # dim * rows: up to here a second thread waits more than it works
+# Bytes that a block's values may come to, backward pass included. Blocks this small stay in the processor's cache, and few
+# chains, padded to a block, waste little.
 BLOCK_BYTES = 4_000_000
 BLOCKS = (4, 64)  # chains in a block, at least and at most
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
@@ -42,7 +40,7 @@ class Gradient:
     """``gradient(z)`` gives (gradient (c, dim), log density (c,) float64) at z (c, dim), in the target's dtype.
 
     ``backend`` is what runs: ``"inductor"``, ``"eager"`` (the graph as it is) or ``"pyro"`` (the program itself, chain by
-    chain); ``reason`` says why a faster one is not.
+    chain); ``reason`` says why a faster one is not. With ``y``, chain i has targets ``y[i]`` of its own.
     """
 
     call: Call
@@ -51,11 +49,6 @@ class Gradient:
     dtype: torch.dtype
     reason: str = ""
     y: Tensor | None = None
-
-    @property
-    def by_chain(self) -> bool:
-        """Whether chain i has targets ``y[i]`` of its own, so that all chains are to be asked for at once."""
-        return self.y is not None
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.to(self.dtype)

@@ -1,7 +1,7 @@
 """Whether to believe a posterior: a verdict, its reasons, and what to do about them.
 
 MCMC is judged in function space (``function_space.py``), where a network can be seen to converge:
-rank-normalised R-hat < 1.01, bulk and tail ESS > 400, E-BFMI > 0.3, no divergences, at most 1 % of trees at their limit.
+rank-normalised R-hat < 1.01, bulk and tail ESS > 400, E-BFMI > 0.3, no divergences, at most 1 % of trajectories at their limit.
 Source: Vehtari et al. 2021, arXiv:1903.08008; Betancourt 2016, arXiv:1604.00695; k-hat: Yao et al. 2018, arXiv:1802.02538.
 """
 
@@ -18,7 +18,7 @@ from bnn_pyro.inference import MAP, MCMC, NUTS, Prior
 if TYPE_CHECKING:
     from bnn_pyro.posterior import Posterior
 
-R_HAT, ESS, E_BFMI, TREES_AT_LIMIT = 1.01, 400.0, 0.3, 0.01
+R_HAT, ESS, E_BFMI, AT_LIMIT = 1.01, 400.0, 0.3, 0.01
 MEAN_FIELD = ("AutoDiagonalNormal", "AutoNormal", "AutoNormalMessenger")  # guides of independent latent numbers
 FEWEST_STEPS = 200  # of an optimiser, below which its objective says nothing
 MOVING_NATS_PER_ROW = 0.02  # a rise of the ELBO over the second half of the steps that is worth more steps
@@ -93,7 +93,7 @@ def _sampled(posterior: Posterior, method: MCMC) -> Verdict:
         faults.append(f"{divergences} of {stats['diverging'].size} draws diverged; means may be biased.")
         higher = (1 + method.target_accept) / 2
         remedies.append(f"smaller steps: target_accept={higher:.3g}; or non-centre the scale sites")
-    if limit > TREES_AT_LIMIT:
+    if limit > AT_LIMIT:
         faults.append(f"{limit:.1%} of trajectories stopped at {option}={most}, expected at most 1 %.")
         remedies.append(f"{option}={most + 2 if isinstance(method, NUTS) else 4 * most}, or more warmup")
     if not bfmi > E_BFMI:

@@ -74,7 +74,7 @@ def fit(
     """
     bnn = as_model(model).fresh()
     method = _method(inference, options)
-    torch_dtype, torch_device = _dtype(dtype), find_device(device)
+    torch_dtype, torch_device = find_dtype(dtype), find_device(device)
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if given not in known:
             raise unknown(kind, given, known)
@@ -239,7 +239,7 @@ def training_rows(bnn: Model, x: Any, y: Any, missing: str | None = None) -> Dat
     return collect(x, y, **how)
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)

@@ -4,7 +4,7 @@ Two things make the graph smaller than the program. Latent sites are arguments o
 pieced together inside. And priors that are Normal with fixed parameters, the weights of most networks, stay outside: their
 density is one operation on the whole of z, where site by site they are what takes longest to compile.
 
-In float32, tanh of many numbers is replaced by a rational function, since the vector library's takes several times longer.
+In float32, tanh of many numbers is replaced by a rational function, which is faster than the vector library's.
 """
 
 from __future__ import annotations

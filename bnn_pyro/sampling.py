@@ -35,6 +35,10 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
             points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
             gradient = compile_gradient(target, points, backend)
+        if gradient.reason:
+            warn(
+                f"{target.name}: {gradient.reason}. Gradients come from backend {gradient.backend!r}, which is slower."
+            )
         compiled = time.perf_counter()
         bar.set_description("starts")
         starts = starting_points(target, gradient, method.init, seed, method.chains)

@@ -27,10 +27,10 @@ _NEUTRAL = {_aten.pow.Tensor_Scalar: 1, _aten.mul.Tensor: 1, _aten.mul.Scalar: 1
 def simplify(graph: GraphModule, *example: Tensor) -> GraphModule:
     """The same function of arguments like ``example`` with fewer nodes; a graph that writes in place stays as it is."""
     if any(n.op == "call_function" and n.target._schema.is_mutable for n in graph.graph.nodes if _is_operation(n)):
-        return _drop(graph, {n: n.args[0] for n in graph.graph.nodes if n.target is _aten.detach.default})
+        return _drop(graph, [n for n in graph.graph.nodes if n.target is _aten.detach.default])
     _fold_constants(graph, example)
     values = _values(graph, example)
-    _drop(graph, {n: n.args[0] for n in graph.graph.nodes if _does_nothing(n, values)})
+    _drop(graph, [n for n in graph.graph.nodes if _does_nothing(n, values)])
     _share(graph)
     return graph
 
@@ -90,9 +90,12 @@ def _does_nothing(node: Node, values: dict[Node, Any]) -> bool:
     return node.target in _RESHAPES
 
 
-def _drop(graph: GraphModule, nodes: dict[Node, Any]) -> GraphModule:
-    for node, replacement in nodes.items():
-        node.replace_all_uses_with(replacement)
+def _drop(graph: GraphModule, nodes: list[Node]) -> GraphModule:
+    """Without ``nodes``, in the graph's order, each of which is what its first argument is."""
+    for node in nodes:
+        first = node.args[0]  # read now: it may have been replaced itself
+        assert isinstance(first, Node)
+        node.replace_all_uses_with(first)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph

@@ -6,6 +6,8 @@ import threading
 import time
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -152,6 +154,21 @@ def test_interrupts_of_another_thread_are_left_alone():
 def test_engines_that_do_not_run_a_method_are_refused(rows, settings, said):
     with pytest.raises(bnn.BNNError, match=said):
         MODEL.fit(rows, **settings)
+
+
+def test_a_program_that_cannot_be_traced_is_warned_of():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        sigma = 0.5 if w > 0 else 2.0
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("y", dist.Normal(w * x[:, 0], sigma), obs=y)
+
+    x = np.ones((5, 1))
+    with pytest.warns(
+        UserWarning, match=r"cannot be traced: .*site 'w'.* Gradients come from backend 'pyro', which is slow"
+    ):
+        posterior = bnn.fit(program, x, x[:, 0], inference="nuts", chains=2, warmup=5, draws=5)
+    assert posterior.attrs["backend"] == "pyro" and "cannot be traced" in posterior.attrs["backend_reason"]
 
 
 def test_attrs_say_what_ran(rows):

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.metric import Metric
+from bnn_pyro.inference.mcmc import MCMC
+from bnn_pyro.inference.metric import GradientCall, Metric, leapfrog, log_acceptance
+from bnn_pyro.noise import Noise
 
 GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
 
@@ -134,3 +136,43 @@ def windows(warmup: int, first: int = 25, head: int = 75, tail: int = 50) -> Sch
         ends.append(end)
         start, size = end, 2 * size
     return Schedule(head, tuple(ends))
+
+
+def first_settings(gradient: GradientCall, position: Tensor, method: MCMC, seed: int) -> tuple[Metric, Tensor]:
+    """The metric and the step sizes (chains,) float64 that a run begins with: ``method.adaptation``, or a unit metric."""
+    chains, dim = position.shape
+    if method.adaptation is not None:
+        step_size = method.adaptation.step_size.double().expand(chains).clone()
+        return Metric(method.adaptation.inverse_mass_matrix.to(position.dtype)), step_size
+    unit = torch.ones(dim, dtype=position.dtype, device=position.device)
+    metric = Metric(torch.diag(unit) if method.dense_mass else unit)
+    return metric, first_step_size(gradient, position, metric, Noise(seed, "first step", position.device))
+
+
+def first_step_size(gradient: GradientCall, position: Tensor, metric: Metric, noise: Noise) -> Tensor:
+    """Step sizes (c,) at which one leapfrog step is accepted about as often as not, by doubling and halving from 0.1.
+
+    Source: Hoffman & Gelman 2014, algorithm 4; capped at 2**30 either way.
+    """
+    chains, dim = position.shape
+    everyone = torch.arange(chains, device=position.device)
+    momentum = metric.momentum(noise.normals(everyone, torch.zeros_like(everyone), dim).to(position.dtype))
+    grad, log_density = gradient(position)
+    energy = metric.kinetic(momentum) - log_density
+
+    def accepted(step: Tensor) -> Tensor:
+        *_, end_momentum, end_density = leapfrog(position, momentum, grad, step, metric, gradient)
+        return log_acceptance(energy, metric.kinetic(end_momentum) - end_density) > -0.7
+
+    step = torch.full((chains,), 0.1, dtype=torch.float64, device=position.device)
+    growing = accepted(step)
+    going = torch.ones_like(growing)
+    for _ in range(30):
+        trial = torch.where(growing, step * 2, step / 2)
+        crossed = accepted(trial) != growing
+        # a growing step keeps its last accepted value, a shrinking one its first
+        step = torch.where(going & ~(crossed & growing), trial, step)
+        going = going & ~crossed
+        if not going.any():
+            break
+    return step

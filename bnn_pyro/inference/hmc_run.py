@@ -17,11 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.adaptation import DualAveraging, Moments, stretch, windows
+from bnn_pyro.inference.adaptation import DualAveraging, Moments, first_settings, stretch, windows
 from bnn_pyro.inference.hmc import HMC, ChEES
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, Metric, dot, leapfrog, log_acceptance
-from bnn_pyro.inference.nuts_run import first_step_size
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.noise import Noise
 
@@ -53,16 +52,11 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
     everyone = torch.arange(chains, device=device)
     uniforms = Uniforms(Noise(seed, method.name, device), everyone)
     momenta = Momenta(Noise(seed, "momentum", device), everyone, dim, position.dtype)
-    if method.adaptation is None:
-        unit = torch.ones(dim, dtype=position.dtype, device=device)
-        metric = Metric(torch.diag(unit) if method.dense_mass else unit)
-        step_size = first_step_size(gradient, position, metric, Noise(seed, "first step", device)).median()
+    metric, step_sizes = first_settings(gradient, position, method, seed)
+    step_size = step_sizes.median()
+    length = method.adaptation.trajectory_length if method.adaptation is not None else None
+    if length is None:
         length = torch.tensor(getattr(method, "trajectory_length", float(step_size)), dtype=torch.float64)
-    else:
-        metric = Metric(method.adaptation.inverse_mass_matrix.to(position.dtype))
-        step_size = method.adaptation.step_size.double().median()
-        given = method.adaptation.trajectory_length
-        length = step_size if given is None else given
     averaging = DualAveraging(step_size[None].clone(), method.target_accept)
     lengths = LengthAdaptation(length) if isinstance(method, ChEES) else None
     moments = Moments(chains, dim, method.dense_mass, device)

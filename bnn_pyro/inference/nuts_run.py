@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, stretch, windows
+from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, first_settings, stretch, windows
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
-from bnn_pyro.inference.metric import GradientCall, Metric, leapfrog, log_acceptance
+from bnn_pyro.inference.metric import GradientCall
 from bnn_pyro.inference.nuts import NUTS
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.inference.trees import Trees
@@ -38,14 +38,7 @@ def run_nuts(
     everyone = torch.arange(chains, device=device)
     uniforms = Uniforms(Noise(seed, "nuts", device), everyone)
     momenta = Momenta(Noise(seed, "momentum", device), everyone, dim, position.dtype)
-    adaptation = method.adaptation
-    if adaptation is None:
-        unit = torch.ones(dim, dtype=position.dtype, device=device)
-        metric = Metric(torch.diag(unit) if method.dense_mass else unit)
-        step_size = first_step_size(gradient, position, metric, Noise(seed, "first step", device))
-    else:
-        metric = Metric(adaptation.inverse_mass_matrix.to(position.dtype))
-        step_size = adaptation.step_size.double().expand(chains).clone()
+    metric, step_size = first_settings(gradient, position, method, seed)
     averaging = DualAveraging(step_size, method.target_accept)
     moments = Moments(chains, dim, method.dense_mass, device)
     schedule = windows(method.warmup)
@@ -99,32 +92,3 @@ def _run_to(
         resting = now >= pause
         trees.rest(rows[resting])
         trees.begin(rows[~resting], now[~resting])
-
-
-def first_step_size(gradient: GradientCall, position: Tensor, metric: Metric, noise: Noise) -> Tensor:
-    """Step sizes (c,) at which one leapfrog step is accepted about as often as not, by doubling and halving from 0.1.
-
-    Source: Hoffman & Gelman 2014, algorithm 4; capped at 2**30 either way.
-    """
-    chains, dim = position.shape
-    everyone = torch.arange(chains, device=position.device)
-    momentum = metric.momentum(noise.normals(everyone, torch.zeros_like(everyone), dim).to(position.dtype))
-    grad, log_density = gradient(position)
-    energy = metric.kinetic(momentum) - log_density
-
-    def accepted(step: Tensor) -> Tensor:
-        *_, end_momentum, end_density = leapfrog(position, momentum, grad, step, metric, gradient)
-        return log_acceptance(energy, metric.kinetic(end_momentum) - end_density) > -0.7
-
-    step = torch.full((chains,), 0.1, dtype=torch.float64, device=position.device)
-    growing = accepted(step)
-    going = torch.ones_like(growing)
-    for _ in range(30):
-        trial = torch.where(growing, step * 2, step / 2)
-        crossed = accepted(trial) != growing
-        # a growing step keeps its last accepted value, a shrinking one its first
-        step = torch.where(going & ~(crossed & growing), trial, step)
-        going = going & ~crossed
-        if not going.any():
-            break
-    return step

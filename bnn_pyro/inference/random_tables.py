@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bnn_pyro.noise import Noise
 
-_STEPS = 256  # of uniforms made at once
-_NUMBERS = 2**17  # of normals made at once, about
+_STEPS = 256  # of uniforms made at once, at most
+_NUMBERS = 2**17  # of either kind made at once, about
 
 
 class Uniforms:
@@ -34,7 +34,8 @@ class Uniforms:
 
     def _make(self) -> None:
         self._from = self.step
-        steps = torch.arange(self._from, self._from + _STEPS, device=self.chains.device)
+        count = max(1, min(_STEPS, _NUMBERS // (4 * len(self.chains))))
+        steps = torch.arange(self._from, self._from + count, device=self.chains.device)
         self._table = self.noise.uniforms(self.chains[None], steps[:, None], 4)
 
 

@@ -59,11 +59,7 @@ def changed_density(change):
     """The sampler, on another density: ``change`` takes position, gradient and log density."""
 
     def sampler(gradient, starts, method, seed, recording):
-        def other(z):
-            return change(z, *gradient(z))
-
-        other.by_chain = True
-        return run(other, starts, method, seed, recording)
+        return run(lambda z: change(z, *gradient(z)), starts, method, seed, recording)
 
     return sampler
 

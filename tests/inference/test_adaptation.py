@@ -13,13 +13,12 @@ from batched_targets import F64, TARGETS, correlated, normal, normals, run, sett
 from bnn_pyro import results
 from bnn_pyro.errors import OptionError
 from bnn_pyro.inference import hmc_run, nuts_run
-from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, windows
+from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, first_step_size, windows
 from bnn_pyro.inference.hmc import HMC, ChEES
 from bnn_pyro.inference.hmc_run import LengthAdaptation, Trajectory, halton
 from bnn_pyro.inference.mcmc import Adaptation
 from bnn_pyro.inference.metric import Metric, leapfrog, log_acceptance
 from bnn_pyro.inference.nuts import NUTS
-from bnn_pyro.inference.nuts_run import first_step_size
 from bnn_pyro.noise import Noise
 
 CPU = torch.device("cpu")
