@@ -8,13 +8,14 @@ import torch
 from tqdm.auto import tqdm
 
 import bnn_pyro as bnn
-from bnn_pyro import recording
+from bnn_pyro import recording, watching
 from bnn_pyro.inference import random_tables
 from bnn_pyro.inference.hmc_run import Info, run_hmc
 from bnn_pyro.inference.mcmc import Adaptation
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.recording import Recording
 from bnn_pyro.sampling import no_bar
+from bnn_pyro.watching import Watch
 
 
 def info(rows, **more):
@@ -64,6 +65,25 @@ def test_the_bar_shows_what_the_watch_says():
         kept.close()
         assert bar.n == 200 and "r_hat=1.01" in bar.postfix and "draws" in bar.desc
     assert seen and all(shape == (1, count, 1) for count, shape in seen)
+
+
+def test_a_watch_looks_when_it_is_due_and_sees_chains_that_disagree(monkeypatch):
+    posterior = bnn.get_model("linear").fit(bnn.load_dataset("stackloss").train, inference="prior", draws=400)
+    z = posterior.draws.z.reshape(4, 100, -1)
+    apart = z.clone()
+    apart[0] += 3.0
+    monkeypatch.setattr(watching, "FIRST", 0.0)
+    monkeypatch.setattr(watching, "SHARE", 1e9)
+    watch = Watch(posterior.target)
+    assert watch(watching.FEWEST - 1, lambda: z) == {}
+    healthy, sick = watch(100, lambda: z), watch(100, lambda: apart)
+    assert float(healthy["r_hat"]) < 1.05 and float(sick["r_hat"]) > 1.2
+    assert float(healthy["ess"]) > 100 > float(sick["ess"])
+    monkeypatch.setattr(watching, "FIRST", 1e9)
+    later = Watch(posterior.target)
+    assert later(100, lambda: z) == {}  # not due yet
+    watch(100, lambda: z)  # the last look for a long time
+    assert watch(100, lambda: apart) == watch(100, lambda: z) != sick
 
 
 def resident():
