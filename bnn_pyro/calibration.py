@@ -126,9 +126,9 @@ def calibrate(
     method = replace(method, chains=sets, draws=draws)
     target, truth, y = simulate(bnn, x, sets, seed, floating)
     with isolated(derive_seed(seed, "check"), floating, threads=threads_for(target)):
-        gradient = compile_gradient(target, truth[:3], backend, y=y)
+        gradient = compile_gradient(target, truth[:3], backend, y=y, chains=type(method).chains)
     starts = torch.stack([_prior_draw(target, derive_seed(seed, "start", i)) for i in range(sets)])
-    with isolated(dtype=floating, threads=threads_for(target)), no_bar() as bar:
+    with isolated(dtype=floating, threads=gradient.threads), no_bar() as bar:
         recording = Recording(method, target.dim, floating, Interrupts(), bar)
         (sampler or run)(gradient, starts, method, derive_seed(seed, "run"), recording)
     found = _quantities(target, torch.cat([truth[:, None], recording.positions()], 1), y)

@@ -5,8 +5,9 @@ Larger problems go through inductor: ``COMPILE_FROM`` states the rule, by model 
 or the clock, so that the same call gives the same draws. Whatever is used is checked against the program before; what
 fails the check, or cannot be traced or compiled, is not used, and ``reason`` says why.
 
-Chains go through in blocks of a size that the model and its rows alone decide, and each stands at the same place of its
-block whatever the number of chains: matrix products and sums may round differently for another batch or place.
+Chains go through in blocks of a size that the sampler, the model and its rows decide, and each stands at the same place of
+its block whatever the number of chains: matrix products and sums may round differently for another batch or place.
+Threads share a block's chains, which leaves each chain's sums as they are; whether it does is checked, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from bnn_pyro.batching import bytes_made
-from bnn_pyro.graphs import NormalPriors, join, normal_priors, trace
+from bnn_pyro.graphs import normal_priors, trace
+from bnn_pyro.simplify import spell_fills
 from bnn_pyro.target import Target
 
 BACKENDS = ("auto", "inductor", "eager", "pyro")
@@ -29,7 +31,9 @@ ONE_THREAD_BELOW = 10_000_000  # dim * rows: up to here a second thread waits mo
 # Bytes that a block's values may come to, backward pass included. Blocks this small stay in the processor's cache, and few
 # chains, padded to a block, waste little.
 BLOCK_BYTES = 4_000_000
-BLOCKS = (4, 64)  # chains in a block, at least and at most
+BLOCK_SPILL = 200_000_000  # bytes that a block of a sampler of many chains may come to
+FEW_CHAINS, MANY_CHAINS = 4, 64  # in a block
+WORK_PER_THREAD = 250_000  # dim * rows * chains of a block: another thread has to be worth waking up
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
 
 Call = Callable[..., tuple[Tensor, Tensor]]
@@ -40,7 +44,8 @@ class Gradient:
     """``gradient(z)`` gives (gradient (c, dim), log density (c,) float64) at z (c, dim), in the target's dtype.
 
     ``backend`` is what runs: ``"inductor"``, ``"eager"`` (the graph as it is) or ``"pyro"`` (the program itself, chain by
-    chain); ``reason`` says why a faster one is not. With ``y``, chain i has targets ``y[i]`` of its own.
+    chain); ``reason`` says why a faster one is not. With ``y``, chain i has targets ``y[i]`` of its own. ``threads`` is how
+    many are worth their while, at most; None for as many as torch is set to.
     """
 
     call: Call
@@ -49,6 +54,7 @@ class Gradient:
     dtype: torch.dtype
     reason: str = ""
     y: Tensor | None = None
+    threads: int | None = 1
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.to(self.dtype)
@@ -70,15 +76,19 @@ def _padded(rows: Tensor, block: int) -> Tensor:
 
 
 def threads_for(target: Target) -> int | None:
-    """Threads for gradients of this target: one below ``ONE_THREAD_BELOW``, else as many as torch is set to (None)."""
+    """Threads for the program as it is: one below ``ONE_THREAD_BELOW``, else as many as torch is set to (None)."""
     return 1 if target.dim * target.n < ONE_THREAD_BELOW else None
 
 
-def block_for(target: Target, z: Tensor) -> int:
-    """Chains in a block: a power of two, by how much memory one chain's values take at z (dim,)."""
-    fits = BLOCK_BYTES // (3 * bytes_made(lambda: target.log_density(z)))
-    fewest, most = BLOCKS
-    return min(max(2 ** (fits.bit_length() - 1) if fits else 0, fewest), most)
+def block_for(target: Target, z: Tensor, chains: int) -> int:
+    """Chains in a block: a power of two, by how much memory one chain's values take at z (dim,).
+
+    ``chains``, the sampler's usual number, is the least, unless they take more than ``BLOCK_SPILL`` bytes.
+    """
+    each = 3 * bytes_made(lambda: target.log_density(z))
+    fits = BLOCK_BYTES // each
+    least = chains if chains * each <= BLOCK_SPILL else min(chains, FEW_CHAINS)
+    return min(max(2 ** (fits.bit_length() - 1) if fits else 0, least), MANY_CHAINS)
 
 
 def compile_gradient(
@@ -87,57 +97,79 @@ def compile_gradient(
     backend: str = "auto",
     y: Tensor | None = None,
     block: int | None = None,
+    chains: int = FEW_CHAINS,
 ) -> Gradient:
     """The fastest form of ``target.log_density`` and its gradient that agrees with the program at ``points`` (k, dim).
 
-    Call and use it inside ``isolated(dtype=target.dtype)``.
+    Call it inside ``isolated(dtype=target.dtype)``, and use it there with ``threads`` of what it returned.
 
     Args:
         y: Targets of each chain's own, (chains, n, ...), with at least k chains.
         block: Chains in a block, where one chain after another is asked for; None for the rule.
+        chains: The sampler's usual number, never this run's: see ``block_for``.
     """
     points = points.to(target.dtype)
-    size = block or block_for(target, points[0])
-    program = Gradient(_one_by_one(target), "pyro", size, target.dtype, y=y)
+    size = block or block_for(target, points[0], chains)
+    program = Gradient(_one_by_one(target), "pyro", size, target.dtype, y=y, threads=threads_for(target))
     if backend == "pyro":
         return program
     if backend == "auto":
         backend = "inductor" if target.dim * target.n >= COMPILE_FROM else "eager"
     example = (_padded(points[:1], size),) if y is None else (_padded(points[:1], size), _padded(y[:1], size))
     try:
-        priors = normal_priors(target)
-        graph = trace(target, priors, *example)
-        eager = _checked(Gradient(_whole(graph, priors), "eager", size, target.dtype, y=y), program, points)
+        graph = trace(target, normal_priors(target), *example)
+        eager = _checked(replace(program, call=_without_grad(graph), backend="eager"), program, points)
     except Exception as error:  # tracing runs a user's program on symbolic tensors: anything may be raised
         return replace(program, reason=f"the program cannot be traced: {_sentence(error)}")
     if backend == "eager":
         return eager
     try:
-        fast = _inductor(graph, example)
-        return _checked(Gradient(_whole(fast, priors), "inductor", size, target.dtype, y=y), program, points)
+        fast = replace(
+            program, call=_without_grad(_inductor(spell_fills(graph), example)), backend="inductor", threads=1
+        )
+        fast = _checked(fast, program, points)
     except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
         return replace(eager, reason=f"inductor failed: {_sentence(error)}")
+    threads = target.dim * target.n * size // WORK_PER_THREAD
+    return replace(fast, threads=threads) if threads > 1 and _same_on_two_threads(fast, points) else fast
 
 
 def _inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
     """Compiled code. ``torch._inductor.compile`` has half the cost per call of ``torch.compile``, but is private.
 
-    Values that more than a few operations went into are stored once, instead of computed anew wherever they are used.
+    Values that more than a few operations went into are stored once, instead of computed anew wherever they are used. The
+    code is the same whatever torch's threads now are, and takes those there are when it runs; made for two threads, it
+    shares out the outermost loop, the chains, alone.
     """
     from torch import _inductor
     from torch._inductor import config
 
+    settings = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2}
     compile_graph = getattr(_inductor, "compile", None)
-    with torch.no_grad(), config.patch(realize_opcount_threshold=8):
+    with torch.no_grad(), config.patch(settings):
         return compile_graph(graph, list(example)) if compile_graph is not None else torch.compile(graph)
 
 
-def _whole(graph: Callable, priors: NormalPriors) -> Call:
+def _same_on_two_threads(gradient: Gradient, points: Tensor) -> bool:
+    """Whether each bit is the same as on one thread, for a block of unlike points near ``points``."""
+    before, results = torch.get_num_threads(), []
+    count = gradient.block if gradient.y is None else min(gradient.block, len(gradient.y))
+    points = points.repeat(-(-count // len(points)), 1)[:count]
+    points = points * torch.linspace(0.5, 1.5, len(points), dtype=points.dtype, device=points.device)[:, None]
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(gradient(points))
+    finally:
+        torch.set_num_threads(before)
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*results, strict=True))
+
+
+def _without_grad(graph: Callable) -> Call:
     def call(z: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            *grads, value = graph(z, *y)
-            grad = join(tuple(grads))
-            return priors.add_to(z, grad, value) if priors.sites else (grad, value)
+            grad, value = graph(z, *y)
+            return grad, value
 
     return call
 

@@ -1,8 +1,8 @@
 """A target's log density and gradient, batched over chains, as one graph of tensor operations.
 
-Two things make the graph smaller than the program. Latent sites are arguments of their own, so that no gradient of z is
-pieced together inside. And priors that are Normal with fixed parameters, the weights of most networks, stay outside: their
-density is one operation on the whole of z, where site by site they are what takes longest to compile.
+Two things make the graph smaller than the program. Latent sites are differentiated as arguments of their own and joined once.
+And priors that are Normal with fixed parameters, the weights of most networks, are one operation on the whole of z, where
+site by site they are what takes longest to compile.
 
 In float32, tanh of many numbers is replaced by a rational function, which is faster than the vector library's.
 """
@@ -74,9 +74,10 @@ def normal_priors(target: Target) -> NormalPriors:
 
 
 def trace(target: Target, priors: NormalPriors, z: Tensor, y: Tensor | None = None) -> GraphModule:
-    """The graph of z (block, dim) -> (gradient of each site (block, ...), ..., log density (block,)), without ``priors``.
+    """The graph of z (block, dim) -> gradient (block, dim), log density (block,).
 
     Args:
+        priors: Those of ``target`` that are added for all sites at once.
         y: Targets (block, n, ...) of each chain's own, a second argument of the graph; None for the target's.
     Raises: whatever the program raises on symbolic tensors, with a note of the site that it had come to.
     """
@@ -89,9 +90,10 @@ def trace(target: Target, priors: NormalPriors, z: Tensor, y: Tensor | None = No
     def one_chain(z: Tensor, y: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
         return grad_and_value(density)(tuple(site.take(z) for site in target.sites), y)
 
-    def flat(z: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
+    def flat(z: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
         grads, value = vmap(one_chain)(z, *y)
-        return (*grads, value)
+        grad = torch.cat([grad.reshape(len(grad), -1) for grad in grads], 1)
+        return priors.add_to(z, grad, value) if priors.sites else (grad, value)
 
     table: dict[Any, Callable] = {}
     if target.dtype == torch.float32:
@@ -99,11 +101,6 @@ def trace(target: Target, priors: NormalPriors, z: Tensor, y: Tensor | None = No
         table[torch.ops.aten.tanh.default] = lambda x: NotImplemented if x.numel() < few else rational_tanh(x)
     example = (z,) if y is None else (z, y)
     return simplify(make_fx(flat, decomposition_table=table)(*example), *example)
-
-
-def join(site_grads: tuple[Tensor, ...]) -> Tensor:
-    """Gradients of all sites, (block, ...) each, as (block, dim)."""
-    return torch.cat([grad.reshape(len(grad), -1) for grad in site_grads], 1)
 
 
 def rational_tanh(x: Tensor) -> Tensor:

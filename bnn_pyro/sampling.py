@@ -34,7 +34,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         bar.set_description("compiling")
         with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
             points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
-            gradient = compile_gradient(target, points, backend)
+            gradient = compile_gradient(target, points, backend, chains=type(method).chains)
         if gradient.reason:
             warn(
                 f"{target.name}: {gradient.reason}. Gradients come from backend {gradient.backend!r}, which is slower."
@@ -43,7 +43,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         bar.set_description("starts")
         starts = starting_points(target, gradient, method.init, seed, method.chains)
         started = time.perf_counter()
-        with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=threads_for(target)):
+        with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=gradient.threads):
             recording = Recording(method, target.dim, target.dtype, interrupts, bar, Watch(target))
             adaptation = run(gradient, starts, method, seed, recording)
         recording.close()

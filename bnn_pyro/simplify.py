@@ -4,6 +4,7 @@ dropped, what is computed twice is shared. Fewer operations cost less to dispatc
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -32,6 +33,25 @@ def simplify(graph: GraphModule, *example: Tensor) -> GraphModule:
     values = _values(graph, example)
     _drop(graph, [n for n in graph.graph.nodes if _does_nothing(n, values)])
     _share(graph)
+    return graph
+
+
+def spell_fills(graph: GraphModule) -> GraphModule:
+    """The same function where constants that are one number over and over are operations that say so.
+
+    A compiler writes such a number into its code; as tensors they would be arguments, which cost more than the arithmetic.
+    """
+    graph = GraphModule(graph, copy.deepcopy(graph.graph))  # tensors are shared
+    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+        value = getattr(graph, str(node.target))
+        if not isinstance(value, Tensor) or not value.numel() or not (value == value.flatten()[0]).all():
+            continue
+        like: dict[str, Any] = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+        with graph.graph.inserting_before(node):
+            fill = graph.graph.call_function(_aten.full.default, (list(value.shape), value.flatten()[0].item()), like)
+        node.replace_all_uses_with(fill)
+        graph.graph.erase_node(node)
+    graph.recompile()
     return graph
 
 

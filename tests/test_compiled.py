@@ -10,6 +10,7 @@ import problems
 from bnn_pyro import compiled
 from bnn_pyro.compiled import compile_gradient
 from bnn_pyro.isolation import isolated
+from bnn_pyro.zoo.mlp_gaussian import MLPGaussian
 from problems import PROBLEMS
 
 
@@ -55,6 +56,55 @@ def test_the_compiled_graph_gives_the_programs_gradient():
     gradient = compile_gradient(target, problems.points(target, 3), "inductor")
     assert (gradient.backend, gradient.reason) == ("inductor", "")
     assert_same(gradient, target, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chains", [4, 16])
+def test_threads_share_the_chains_and_change_no_bit(monkeypatch, chains):
+    monkeypatch.setattr(compiled, "WORK_PER_THREAD", 1)
+    x = torch.randn(200, 10, generator=torch.Generator().manual_seed(1))
+    target = problems.Problem(MLPGaussian(hidden=(40, 30)).model, x, x[:, 0]).target(torch.float32)
+    before = torch.get_num_threads()
+    with isolated(dtype=torch.float32):
+        gradient = compile_gradient(target, problems.points(target, 3), "inductor", chains=chains)
+        assert (gradient.backend, gradient.block) == ("inductor", chains)
+        assert gradient.threads == target.dim * target.n * chains
+        z = problems.points(target, 2 * gradient.block + 1, seed=1)
+        results = []
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            results.append(gradient(z))
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+def test_one_thread_where_another_would_change_bits(monkeypatch):
+    def inductor(graph, example):
+        def call(z):
+            grad, value = graph(z)
+            return grad * (1 + 1e-15 * torch.get_num_threads()), value
+
+        return call
+
+    monkeypatch.setattr(compiled, "_inductor", inductor)
+    monkeypatch.setattr(compiled, "WORK_PER_THREAD", 1)
+    target = PROBLEMS["linear"]().target()
+    before = torch.get_num_threads()
+    gradient = compile_gradient(target, problems.points(target, 3), "inductor")
+    assert (gradient.backend, gradient.threads) == ("inductor", 1) and torch.get_num_threads() == before
+    monkeypatch.setattr(compiled, "_inductor", lambda graph, example: graph)
+    assert compile_gradient(target, problems.points(target, 3), "inductor").threads > 1
+
+
+def test_blocks_hold_the_samplers_usual_chains_unless_they_are_large(monkeypatch):
+    target = PROBLEMS["linear"]().target()
+    z = problems.points(target, 1)[0]
+    monkeypatch.setattr(compiled, "BLOCK_BYTES", 1)
+    assert [compiled.block_for(target, z, chains) for chains in (1, 4, 16, 1000)] == [1, 4, 16, 64]
+    monkeypatch.setattr(compiled, "BLOCK_SPILL", 1)
+    assert [compiled.block_for(target, z, chains) for chains in (1, 4, 16, 1000)] == [1, 4, 4, 4]
+    monkeypatch.setattr(compiled, "BLOCK_BYTES", 10**12)
+    assert compiled.block_for(target, z, 4) == 64
 
 
 @pytest.mark.parametrize("broken", ["raises", "wrong"])

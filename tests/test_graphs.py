@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import problems
 from bnn_pyro.graphs import FEW, normal_priors, rational_tanh, trace
 from bnn_pyro.isolation import isolated
-from bnn_pyro.simplify import simplify
+from bnn_pyro.simplify import simplify, spell_fills
 
 aten = torch.ops.aten
 
@@ -69,6 +69,22 @@ def test_a_graph_that_writes_in_place_is_left_alone():
 
     before, after = simplified(writes, torch.randn(3))
     assert before == after
+
+
+def test_constants_of_one_number_are_spelt_out_and_no_others():
+    ramp = torch.arange(3.0)
+    ones = torch.ones(1).expand(4, 3)
+
+    def f(z):
+        return z * torch.full((3,), -2.5) + ramp + ones * torch.tensor(torch.inf) * z
+
+    graph = simplify(make_fx(f)(torch.randn(4, 3)), torch.randn(4, 3))
+    spelt = spell_fills(graph)
+    z = torch.randn(4, 3)
+    assert torch.equal(spelt(z), graph(z)) and torch.equal(graph(z), f(z))
+    left = [getattr(spelt, n.target) for n in spelt.graph.nodes if n.op == "get_attr"]
+    assert len(left) == 1 and torch.equal(left[0], ramp)
+    assert aten.full.default not in operations(graph)  # it works on a copy
 
 
 def test_the_fast_tanh_is_within_its_error_and_its_bounds():
