@@ -14,6 +14,7 @@ from bnn_pyro.errors import warn
 from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES
 from bnn_pyro.inference.hmc_run import run_hmc
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
+from bnn_pyro.inference.native_trees import tree_kind
 from bnn_pyro.inference.nuts_run import run_nuts
 from bnn_pyro.interrupts import watch_interrupts
 from bnn_pyro.isolation import derive_seed, isolated
@@ -35,6 +36,9 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
             points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
             gradient = compile_gradient(target, points, backend, chains=type(method).chains)
+        info: dict[str, Any] = {"backend": gradient.backend, "backend_reason": gradient.reason}
+        if isinstance(method, NUTS):
+            info["trees"], info["trees_reason"] = tree_kind(target.device, target.dtype)  # built now, if need be
         if gradient.reason:
             warn(
                 f"{target.name}: {gradient.reason}. Gradients come from backend {gradient.backend!r}, which is slower."
@@ -57,10 +61,8 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
     state = {"step_size": adaptation.step_size, "inverse_mass_matrix": adaptation.inverse_mass_matrix}
     if adaptation.trajectory_length is not None:
         state["trajectory_length"] = adaptation.trajectory_length
-    info: dict[str, Any] = {
+    info |= {
         "gradient_evaluations": recording.gradients,
-        "backend": gradient.backend,
-        "backend_reason": gradient.reason,
         "compile_time": compiled - began,
         "start_time": started - compiled,
         "sampling_time": now - started,

@@ -23,10 +23,11 @@ class NUTS(MCMC):
         thin: Keep every so-many-th iteration after warmup.
         target_accept: Acceptance rate that the step size is adapted to; raise it when draws diverge.
         max_tree_depth: A trajectory has at most 2**max_tree_depth - 1 leapfrog steps.
-        dense_mass: Adapt a (dim, dim) mass matrix instead of a diagonal one. Its products round differently for other
-            numbers of chains, so that a chain's draws are then the same to rounding only, which trajectories enlarge.
+        dense_mass: Adapt a (dim, dim) mass matrix instead of a diagonal one. Without a C++ compiler its products round
+            differently for other numbers of chains: a chain's draws are then the same to rounding only.
         init: ``"prior"`` starts each chain at its own draw of the prior; ``"map"`` at the mode that Adam finds from there;
-            ``"ensemble"`` likewise, ``"uniform"`` at Uniform(-2, 2) in unconstrained space.
+            ``"ensemble"`` at a member of a deep ensemble: the same but with a tenth of the rows held out, stopped where
+            these are most likely; ``"uniform"`` at Uniform(-2, 2) in unconstrained space.
         adaptation: ``earlier.adaptation`` of a posterior of the same model and data; with ``warmup=0`` it stays as it is.
     """
 

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bnn_pyro.noise import Noise
 
-_STEPS = 256  # of uniforms made at once, at most
-_NUMBERS = 2**17  # of either kind made at once, about
+_STEPS = 512  # of either kind made at once, at most
+_NUMBERS = 2**19  # of either kind made at once, about
 
 
 class Uniforms:
@@ -24,11 +25,11 @@ class Uniforms:
         self._make()
 
     def now(self) -> Tensor:
-        return self._table[self.step - self._from]
+        return self._rows[self.step - self._from]
 
     def next(self) -> Tensor:
         self.step += 1
-        if self.step - self._from == len(self._table):
+        if self.step - self._from == len(self._rows):
             self._make()
         return self.now()
 
@@ -36,7 +37,7 @@ class Uniforms:
         self._from = self.step
         count = max(1, min(_STEPS, _NUMBERS // (4 * len(self.chains))))
         steps = torch.arange(self._from, self._from + count, device=self.chains.device)
-        self._table = self.noise.uniforms(self.chains[None], steps[:, None], 4)
+        self._rows = self.noise.uniforms(self.chains[None], steps[:, None], 4).unbind()
 
 
 class Momenta:
@@ -44,18 +45,24 @@ class Momenta:
 
     def __init__(self, noise: Noise, chains: Tensor, dim: int, dtype: torch.dtype):
         self.noise, self.chains, self.dim = noise, chains, dim
-        self.ahead = max(1, min(64, _NUMBERS // max(len(chains) * dim, 1)))
-        self._table = torch.zeros(len(chains), self.ahead, dim, dtype=dtype, device=chains.device)
-        self._from = torch.full_like(chains, -self.ahead)
+        self.ahead = max(1, min(_STEPS, _NUMBERS // max(len(chains) * dim, 1)))
+        self._table = torch.zeros(len(chains) * self.ahead, dim, dtype=dtype, device=chains.device)
+        self._from = np.full(len(chains), -self.ahead)  # of each chain, the transition that its first row is for
 
     def take(self, rows: Tensor, transition: Tensor) -> Tensor:
         """Numbers (k, dim) for chains ``rows`` at their transitions (k,), which do not go back."""
-        late = transition - self._from[rows] >= self.ahead
-        if late.any():
-            chains, first = rows[late], transition[late]
-            steps = first[:, None] + torch.arange(self.ahead, device=first.device)
-            self._table[chains] = self.noise.normals(self.chains[chains][:, None], steps, self.dim).to(
-                self._table.dtype
-            )
-            self._from[chains] = first
-        return self._table[rows, transition - self._from[rows]]
+        chains, now = rows.cpu().numpy(), transition.cpu().numpy()
+        offset = now - self._from[chains]
+        if len(offset) and offset.max() >= self.ahead:
+            late = offset >= self.ahead
+            self._make(chains[late], now[late])
+            offset = now - self._from[chains]
+        return self._table.index_select(0, torch.from_numpy(chains * self.ahead + offset).to(rows.device))
+
+    def _make(self, chains: np.ndarray, first: np.ndarray) -> None:
+        """Numbers of ``chains`` (k,) from their transitions ``first`` (k,) on."""
+        steps = torch.from_numpy(first[:, None] + np.arange(self.ahead)).to(self.chains.device)
+        rows = torch.from_numpy(chains).to(self.chains.device)
+        numbers = self.noise.normals(self.chains[rows][:, None], steps, self.dim).to(self._table.dtype)
+        self._table.view(-1, self.ahead, self.dim)[rows] = numbers
+        self._from[chains] = first

@@ -22,7 +22,7 @@ arXiv:1912.11554 (the iterative form); Dance et al. 2025, arXiv:2503.17405 (chai
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class Trees:
         uniforms, momenta: Where randomness comes from.
         max_depth: Doublings of a tree, at most.
     """
+
+    kind: ClassVar[str] = "torch"
 
     def __init__(
         self,
