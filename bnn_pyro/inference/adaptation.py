@@ -1,7 +1,8 @@
 """Warmup: step sizes by dual averaging, the mass matrix by pooled windows; both are fixed afterwards.
 
-Sources: Hoffman & Gelman 2014, JMLR 15, section 3.2 (dual averaging); Stan reference manual, "HMC algorithm parameters"
-(windows and shrinkage); pooling over chains makes a window worth as many draws as there are chains.
+Sources: Hoffman & Gelman 2014, JMLR 15, section 3.2 (dual averaging); Andrieu & Thoms 2008, Statistics and Computing 18,
+section 4.2 (a step that all chains share); Stan reference manual, "HMC algorithm parameters" (windows and shrinkage).
+Pooling over chains makes a window worth as many draws as there are chains.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from bnn_pyro.inference.metric import GradientCall, Metric, leapfrog, log_accept
 from bnn_pyro.noise import Noise
 
 GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
+FAR = 10.0  # times the usual squared distance, from which on a chain may be left out of the metric
+MAJORITY = 4  # chains, at least, for one of them to be called far out
 
 
 class DualAveraging:
@@ -53,8 +56,45 @@ class DualAveraging:
         return self._log_average.exp()
 
 
+class SharedStep:
+    """One step size () float64 for all chains, whose acceptance rate, pooled over them, approaches ``target``.
+
+        log step <- log step + t^-1/2 (rate - target),   t = 1, 2, ... since the last restart
+
+    and the average of the log steps is kept (Robbins & Monro 1951; Polyak & Juditsky 1992). Dual averaging moves by
+    t^1/2 / (0.05 (t + 10)) times the error, which is 1.8 to 3.2 for the first hundred t. A pooled rate falls by two or three
+    per unit of log step where leapfrog steps become unstable, so that each correction overshoots: steps swing over a
+    factor of ten to the end of warmup, and the mean of their logarithms is too low.
+    """
+
+    def __init__(self, step_size: Tensor, target: float):
+        self.target = target
+        self.restart(step_size)
+
+    def restart(self, step_size: Tensor) -> None:
+        """Forgets all but the step size."""
+        self._log_step = self._log_average = step_size.log()
+        self._count = 0
+
+    def update(self, acceptance_rate: Tensor) -> None:
+        """Takes in the pooled rate () of one iteration."""
+        self._count += 1
+        self._log_step = self._log_step + self._count**-0.5 * (acceptance_rate - self.target)
+        decay = self._count**-KAPPA
+        self._log_average = decay * self._log_step + (1 - decay) * self._log_average
+
+    @property
+    def step_size(self) -> Tensor:
+        return self._log_step.exp()
+
+    @property
+    def average(self) -> Tensor:
+        """The step size to keep, ()."""
+        return self._log_average.exp()
+
+
 class Moments:
-    """Running mean and (co)variance of positions, by chain; pooled when asked."""
+    """Running mean and (co)variance of positions, by chain; pooled when asked, without chains that are far out."""
 
     def __init__(self, chains: int, dim: int, dense: bool, device: torch.device):
         self._shape = (chains, dim)
@@ -83,18 +123,49 @@ class Moments:
         self.restart()
         return made
 
+    def usual(self) -> Tensor:
+        """Which chains are not far out, (chains,) bool; all where fewer than four have been seen.
+
+        S = variance + (mean - centre)^2 is a chain's mean square around the median of the chains' means; D is the mean over
+        coordinates of S in units of its median over chains. A chain is far out if its D is beyond ten times the median,
+        and log D beyond the median by five standard deviations, taken from the median deviation. Chains that mix have
+        equal D in the long run, and chains that lie apart, each in a mode of its own, have similar ones: all are kept.
+        """
+        seen = self._count > 0
+        usual = torch.ones_like(seen)
+        if int(seen.sum()) < MAJORITY:
+            return usual
+        count, mean = self._count[seen][:, None], self._mean[seen]
+        spread = self._spread[seen]
+        square = (spread.diagonal(dim1=1, dim2=2) if self._dense else spread) / count + (mean - median(mean)) ** 2
+        distance = (square / median(square).clamp(min=1e-300)).mean(1).clamp(min=1e-300).log()
+        above = distance - median(distance)
+        usual[seen] = above <= max(math.log(FAR), 5 * 1.4826 * float(median(above.abs())))
+        return usual
+
     def inverse_mass_matrix(self) -> Tensor:
-        """The pooled (co)variance, shrunk towards 1e-3 as if by five draws more; (dim,) or (dim, dim) float64."""
-        count = self._count.sum()
-        mean = (self._count[:, None] * self._mean).sum(0) / count
-        away = self._mean - mean
+        """The pooled (co)variance, shrunk towards 1e-3 as if by five draws more; (dim,) or (dim, dim) float64.
+
+        Chains that are not ``usual`` are left out: one that is stuck far away adds the square of its distance.
+        """
+        usual = self.usual()
+        counts, means = self._count[usual], self._mean[usual]
+        count = counts.sum()
+        mean = (counts[:, None] * means).sum(0) / count
+        away = means - mean
         if self._dense:
-            spread = self._spread.sum(0) + torch.einsum("c,ci,cj->ij", self._count, away, away)
+            spread = self._spread[usual].sum(0) + torch.einsum("c,ci,cj->ij", counts, away, away)
         else:
-            spread = self._spread.sum(0) + (self._count[:, None] * away**2).sum(0)
+            spread = self._spread[usual].sum(0) + (counts[:, None] * away**2).sum(0)
         variance = spread / (count - 1).clamp(min=1.0)
         floor = 1e-3 * (torch.eye(len(mean), device=self._device) if self._dense else 1.0)
         return variance * (count / (count + 5)) + floor * (5 / (count + 5))
+
+
+def median(values: Tensor) -> Tensor:
+    """Over the first axis; of an even number, the mean of the middle two."""
+    ordered = values.sort(0).values
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
 def stretch(old: Metric, new: Metric) -> Tensor:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.adaptation import DualAveraging, Moments, first_settings, stretch, windows
+from bnn_pyro.inference.adaptation import Moments, SharedStep, first_settings, stretch, windows
 from bnn_pyro.inference.hmc import HMC, ChEES
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, Metric, dot, leapfrog, log_acceptance
@@ -44,6 +44,10 @@ class Trajectory(NamedTuple):
     velocity: Tensor
     acceptance_rate: Tensor  # (c,)
 
+    def of(self, chains: Tensor) -> Trajectory:
+        """That of the chains where ``chains`` (c,) is True."""
+        return self if chains.all() else Trajectory(*(values[chains] for values in self))
+
 
 def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed: int, recorder: Recorder) -> Adaptation:
     """Runs ``method.transitions`` of every chain into ``recorder``; what warmup learnt. Arguments as in ``run_nuts``."""
@@ -57,9 +61,10 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
     length = method.adaptation.trajectory_length if method.adaptation is not None else None
     if length is None:
         length = torch.tensor(getattr(method, "trajectory_length", float(step_size)), dtype=torch.float64)
-    averaging = DualAveraging(step_size[None].clone(), method.target_accept)
+    averaging = SharedStep(step_size, method.target_accept)
     lengths = LengthAdaptation(length) if isinstance(method, ChEES) else None
     moments = Moments(chains, dim, method.dense_mass, device)
+    usual = torch.ones_like(everyone, dtype=torch.bool)
     schedule = windows(method.warmup)
     state = State(position, *gradient(position))
     for i in range(method.transitions):
@@ -77,20 +82,21 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
         if not adapting:
             continue
         rate = trajectory.acceptance_rate
-        averaging.update(everyone[:1], (1 / (1 / rate.clamp(min=1e-10)).mean())[None])
-        step_size = averaging.step_size[0]
+        averaging.update(1 / (1 / rate.clamp(min=1e-10)).mean())
+        step_size = averaging.step_size
         if lengths is not None:
-            lengths.update(trajectory, metric, time, float(averaging.average[0]), method.max_steps)
+            lengths.update(trajectory.of(usual), metric, time, float(averaging.average), method.max_steps)
         if schedule.begin <= i < (schedule.ends[-1] if schedule.ends else 0):
             moments.update(everyone, state.position)
         if i + 1 in schedule.ends:
+            usual = moments.usual()
             before, metric = metric, moments.metric(position.dtype)
             averaging.restart(averaging.average * stretch(before, metric))
-            step_size = averaging.step_size[0]
+            step_size = averaging.step_size
             if lengths is not None and i + 1 == schedule.ends[0]:
                 lengths = LengthAdaptation(torch.ones(()))  # about right where the posterior has unit spread
         if i + 1 == method.warmup:
-            step_size = averaging.average[0]
+            step_size = averaging.average
             if lengths is not None:
                 lengths.finish()
     return Adaptation(

@@ -13,7 +13,7 @@ from batched_targets import F64, TARGETS, correlated, normal, normals, run, sett
 from bnn_pyro import results
 from bnn_pyro.errors import OptionError
 from bnn_pyro.inference import hmc_run, nuts_run
-from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, first_step_size, windows
+from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, SharedStep, first_step_size, windows
 from bnn_pyro.inference.hmc import HMC, ChEES
 from bnn_pyro.inference.hmc_run import LengthAdaptation, Trajectory, halton
 from bnn_pyro.inference.mcmc import Adaptation
@@ -61,6 +61,40 @@ def test_dual_averaging_follows_its_published_recursion_by_chain():
     assert torch.allclose(averaging.average, before) and torch.allclose(averaging.step_size, before)
 
 
+@pytest.mark.parametrize("slope", [1.0, 3.0])
+@pytest.mark.parametrize("first", [0.1, 1.0, 10.0])
+def test_the_shared_step_reaches_its_target_soon_and_then_rests(slope, first):
+    """The rate falls from 1 to 0 around log step = 0, steeply as for unstable leapfrog steps; noise; a hundred iterations.
+
+    From ten times too small or too large: ``first_step_size`` is nearer.
+    """
+    target = 0.651
+    averaging = SharedStep(torch.tensor(first, dtype=F64), target)
+    steps = []
+    for noise in normals(100, seed=1):
+        rate = torch.sigmoid(-4 * slope * averaging.step_size.log())
+        averaging.update((rate + 0.1 * noise).clamp(0, 1))
+        steps.append(float(averaging.step_size))
+    assert torch.sigmoid(-4 * slope * averaging.average.log()).item() == pytest.approx(target, abs=0.05)
+    assert np.ptp(np.log(steps[-30:])) < 0.3
+
+
+def test_the_shared_step_follows_its_recursion():
+    averaging, rates = SharedStep(torch.tensor(0.3, dtype=F64), 0.6), [0.9, 0.1, 0.7, 0.65]
+    log_step = log_average = math.log(0.3)
+    for t, rate in enumerate(rates, 1):
+        averaging.update(torch.tensor(rate, dtype=F64))
+        log_step += (rate - 0.6) / math.sqrt(t)
+        log_average += t**-0.75 * (log_step - log_average)
+        assert float(averaging.step_size) == pytest.approx(math.exp(log_step), rel=1e-12)
+        assert float(averaging.average) == pytest.approx(math.exp(log_average), rel=1e-12)
+    kept = averaging.average
+    averaging.restart(kept)
+    assert averaging.step_size == kept == averaging.average
+    averaging.update(torch.tensor(0.7, dtype=F64))
+    assert float(averaging.average / kept) == pytest.approx(math.exp(0.1), rel=1e-12)  # t = 1 again
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_first_step_size_is_the_largest_accepted_of_its_doublings(name):
     target, dim = TARGETS[name], TARGETS[name].dim
@@ -103,6 +137,83 @@ def test_moments_are_the_covariance_of_all_draws_of_all_chains(dense):
     made = moments.inverse_mass_matrix()
     assert made.dtype == F64
     np.testing.assert_allclose(made.numpy(), expected if dense else expected.diagonal(), rtol=1e-9)
+
+
+SCALES = torch.logspace(0, 4, 30, dtype=F64)  # variances: standard deviations of 1 to 100
+
+
+def window(chains, dense, place=None, width=1.0, draws=100, seed=1):
+    """Moments of draws with variances ``SCALES``; the first chain is at ``place`` standard deviations, ``width`` as wide."""
+    moments = Moments(chains, len(SCALES), dense, CPU)
+    for position in normals(draws, chains, len(SCALES), seed=seed):
+        if place is not None:
+            position[0] = place + width * position[0]
+        moments.update(torch.arange(chains), position * SCALES.sqrt())
+    return moments
+
+
+def diagonal(moments):
+    matrix = moments.inverse_mass_matrix()
+    return matrix.diagonal() if matrix.ndim == 2 else matrix
+
+
+ONE_OUT = torch.eye(30, dtype=F64)[7]
+FAR_OUT = {"everywhere": 30.0, "in one coordinate": 1e3 * ONE_OUT, "of ten million": torch.full((30,), 1e7, dtype=F64)}
+
+
+@DENSE
+@pytest.mark.parametrize("chains", [4, 16])
+@pytest.mark.parametrize("width", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("place", FAR_OUT)
+def test_a_chain_that_is_far_out_does_not_spoil_the_metric(dense, chains, width, place):
+    """It may stand still, move as the others do or more. Without it, 100 draws of each other chain are what is left."""
+    moments = window(chains, dense, FAR_OUT[place], width)
+    assert moments.usual().tolist() == [False] + [True] * (chains - 1)
+    n = 100 * (chains - 1)
+    ratio = diagonal(moments) / SCALES * (n + 5) / n
+    assert (ratio - 1).abs().max() < 4.5 * (2 / n) ** 0.5  # 30 coordinates, chi squared with n degrees of freedom
+    others = window(chains, dense, FAR_OUT[place], width)
+    others._count[0], others._mean[0], others._spread[0] = 0.0, 0.0, 0.0
+    assert torch.allclose(moments.inverse_mass_matrix(), others.inverse_mass_matrix(), rtol=1e-10)
+
+
+@DENSE
+def test_which_chains_are_left_out_does_not_depend_on_their_order(dense):
+    made, order = window(16, dense, 30.0), torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    expected, usual = made.inverse_mass_matrix(), made.usual()
+    made._count, made._mean, made._spread = made._count[order], made._mean[order], made._spread[order]
+    assert torch.equal(made.usual(), usual[order])
+    assert torch.allclose(made.inverse_mass_matrix(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("chains", [1, 2, 3])
+def test_of_few_chains_none_is_left_out(chains):
+    moments = window(chains, False, 30.0)
+    assert moments.usual().all()
+    assert chains == 1 or diagonal(moments).min() > 100
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_chains_that_mix_are_all_kept(name):
+    """Windows of 25 draws, autocorrelation 0.5, heavy tails and funnels too: of 3200 chains less than 1 in 1000 is lost."""
+    target, lost = TARGETS[name], 0
+    for seed in range(200):
+        moments, state = Moments(16, target.dim, False, CPU), 0.0
+        for n in normals(25, 16, target.dim, seed=seed):
+            state = 0.5 * state + 0.75**0.5 * n if torch.is_tensor(state) else n
+            moments.update(torch.arange(16), target.draw(state))
+        lost += int((~moments.usual()).sum())
+    assert lost <= 3
+
+
+def test_chains_in_modes_of_their_own_are_all_kept():
+    """As of a network's weights: each chain in another mode, much narrower than the modes lie apart."""
+    centres = 100 * normals(16, 50, seed=1)
+    moments = Moments(16, 50, False, CPU)
+    for position in normals(50, 16, 50, seed=2):
+        moments.update(torch.arange(16), centres + position)
+    assert moments.usual().all()
+    assert (moments.inverse_mass_matrix() / centres.var(0)).log().abs().max() < 0.2
 
 
 @DENSE
@@ -234,6 +345,47 @@ def test_step_sizes_reach_the_target_where_they_have_the_time(kind, monkeypatch)
     if kind is not NUTS:  # one step size for all, adapted to the harmonic mean over chains
         rate = 1 / (1 / rate).mean(0)
     assert abs(rate.mean() - method.target_accept) < 0.04
+
+
+@pytest.mark.parametrize("kind", [HMC, ChEES])
+@pytest.mark.parametrize("warmup", [200, 500])
+def test_the_shared_step_is_right_after_an_ordinary_warmup(kind, warmup):
+    """Where leapfrog steps become unstable at once: 100 coordinates with correlations up to 0.9."""
+    target = normal(correlated(100))
+    kept, _ = run(kind(chains=16, warmup=warmup, draws=200), target, target.exact(16, seed=1), seed=2)
+    rate = 1 / (1 / kept.stats["acceptance_rate"][:, warmup:].clamp(min=1e-10)).mean(0)
+    assert abs(rate.mean() - kind(chains=16).target_accept) < 0.08
+    swing = kept.stats["step_size"][0, warmup - 30 : warmup].log()
+    assert swing.max() - swing.min() < 0.7
+
+
+@pytest.mark.parametrize("kind", [NUTS, HMC, ChEES])
+def test_one_chain_far_out_spoils_neither_metric_nor_length(kind):
+    """Standard deviations of 1 to 100, and from 1e6 in the first coordinate on, no gradient: there a chain stays.
+
+    The density falls there by 1e9, so that no other chain goes there and that one does not come back.
+    """
+    target = normal(SCALES)
+
+    def gradient(z):
+        grad, log_density = target(z)
+        far = z[:, 0] > 5e5
+        return torch.where(far[:, None], 0.0, grad), torch.where(far, -1e9, log_density)
+
+    start = target.exact(16, seed=1)
+    among, lone = start.clone(), torch.tensor([3])
+    among[lone, 0] = 1e6
+    options = {"max_tree_depth": 6} if kind is NUTS else {}  # where it is flat, trees grow as far as they may
+    method = kind(chains=16, warmup=400, draws=10, **options)
+    kept, spoilt = run(method, gradient, among, seed=2)
+    _, healthy = run(method, target, start, seed=2)
+    assert (kept.draws[lone, :, 0] > 5e5).all()
+    for learnt in (spoilt, healthy):
+        assert (learnt.inverse_mass_matrix / SCALES - 1).abs().max() < 0.3
+    others = torch.arange(len(spoilt.step_size)) != lone if len(spoilt.step_size) > 1 else slice(None)
+    assert (spoilt.step_size[others] / healthy.step_size[others]).log().abs().max() < 0.35
+    if kind is ChEES:
+        assert (spoilt.trajectory_length / healthy.trajectory_length).log().abs() < 0.35
 
 
 @pytest.mark.parametrize("name", ["nuts", "hmc", "chees"])
