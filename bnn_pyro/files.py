@@ -154,6 +154,7 @@ def _description(posterior: Posterior) -> dict[str, Any]:
             "complete": posterior.draws.complete,
             "info": posterior.draws.info,
             "warnings": posterior.warnings,
+            **_kept(posterior),
         },
         "data": {
             "rows": data.n,
@@ -168,6 +169,13 @@ def _description(posterior: Posterior) -> dict[str, Any]:
         "verdict": {"verdict": verdict.verdict, "reasons": verdict.reasons, "remedies": verdict.remedies,
                     "numbers": verdict.numbers},
     }  # fmt: skip
+
+
+def _kept(posterior: Posterior) -> dict[str, Any]:
+    """Which sites posterior.nc holds, if not all, and the shapes of all, which it then cannot tell."""
+    if posterior.keep is None:
+        return {}
+    return {"keep": posterior.keep, "sites": [[s.name, s.shape] for s in posterior.target.sites]}
 
 
 def _tensors(posterior: Posterior) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,14 @@ from bnn_pyro.data import Data, collect, inputs_to_tensors, refuse_not_finite, t
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown, warn
 from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Method, Prior, make_method
-from bnn_pyro.isolation import check_seed
+from bnn_pyro.isolation import check_seed, isolated
 from bnn_pyro.model import BNN, Model
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.prior import sample_prior
 from bnn_pyro.pyro_nuts import sample_nuts
 from bnn_pyro.pyro_svi import fit_guide
 from bnn_pyro.sampling import sample
+from bnn_pyro.starts import check_rows_part, prior_point
 from bnn_pyro.structure import build_empty_target, build_target
 from bnn_pyro.target import Target
 from bnn_pyro.units import learn_units, warn_of_units
@@ -45,6 +47,7 @@ def fit(
     backend: str = "auto",
     progress: bool = True,
     missing: str | None = None,
+    keep: Sequence[str] | None = None,
     **options: Any,
 ) -> Posterior:
     """Fits a Bayesian neural network and returns its posterior.
@@ -69,6 +72,10 @@ def fit(
         progress: Show a bar on a terminal.
         missing: What to do with missing values of a data frame: ``"refuse"`` them, ``"drop"`` their rows, or ``"impute"`` the
             median or most frequent value and add a column that says where; None for what ``load_table`` was told, or to refuse.
+        keep: Names of the sites that the ArviZ groups ``posterior`` and ``prior`` hold, in memory and in ``posterior.nc``,
+            which the weights of a large network would fill; None for all. ``keep=()`` leaves the total log likelihood there,
+            for ``az.loo``. Function space, predictions and verdict are the same: they come from all draws of the flat
+            vector, which ``posterior.draws.z`` and the file ``state.safetensors`` hold in full.
         **options: The method's settings, such as ``chains=4, warmup=500, draws=500``.
     Raises: BNNError, in one sentence and before any sampling, for data, models or options that cannot be used.
     """
@@ -80,6 +87,7 @@ def fit(
             raise unknown(kind, given, known)
     engine, backend = choose_engine(method, engine, backend)
     _check_flags(standardize, progress)
+    _check_names(keep)
     check_seed(seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -96,18 +104,21 @@ def fit(
     for note in notes:
         warn(note)
     target = make_target(bnn, data, units, torch_dtype, torch_device)
+    kept = None if keep is None else _known_sites(keep, target)
     if units.y is not None and target.predicted is None:
         raise OptionError(
             f"{bnn.name}, standardize: expected one observed site, got {len(target.observed)}: which of them y's standard "
             "deviation belongs to is not known. Standardise the data yourself and pass standardize=False."
         )
+    if isinstance(method, MCMC) and method.init == "ensemble":
+        check_rows_part(target)
 
     began = time.perf_counter()
     draws = _infer(target, method, bnn, seed, engine, backend, progress)
     if draws.params:
         target = replace(target, params=draws.params)
     draws.info |= {"engine": engine, "wall_time": time.perf_counter() - began}
-    return Posterior(bnn, data, units, target, method, draws, seed, notes)
+    return Posterior(bnn, data, units, target, method, draws, seed, notes, kept)
 
 
 def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: Any, params: Any = None) -> Target:
@@ -187,6 +198,25 @@ def _check_flags(standardize: Any, progress: Any) -> None:
             raise OptionError(f"fit, {name}: expected True or False{also}, got {value!r}.")
 
 
+def _check_names(keep: Any) -> None:
+    """Raises: OptionError unless ``keep`` is a list of names, or None. A lone name would be taken letter by letter."""
+    if keep is not None and not (isinstance(keep, list | tuple) and all(isinstance(name, str) for name in keep)):
+        remedy = f" Write keep=[{printable(keep)}]." if isinstance(keep, str) else ""
+        raise OptionError(
+            f"fit, keep: expected a list of sites' names, or None for all, got {printable(keep)}.{remedy}"
+        )
+
+
+def _known_sites(keep: Sequence[str], target: Target) -> tuple[str, ...]:
+    """``keep`` without repeats. Raises: UnknownNameError for a name that the group ``posterior`` would not have."""
+    with isolated(seed=0, dtype=target.dtype), torch.no_grad():
+        known = list(target.constrain(prior_point(target)))
+    for name in keep:
+        if name not in known:
+            raise unknown(f"site in keep of {target.name}", name, known, f"Its sites are {', '.join(known)}.")
+    return tuple(dict.fromkeys(keep))
+
+
 def choose_engine(method: Method, engine: str, backend: str) -> tuple[str, str]:
     """The engine and backend that run a method. Raises: OptionError where the engine that was asked for has it not."""
     if not isinstance(method, MCMC):
@@ -219,7 +249,9 @@ def _infer(target: Target, method: Method, bnn: Model, seed: int, engine: str, b
 
 def _method(inference: str | Method, options: dict) -> Method:
     return make_method(
-        inference, options, also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress", "missing")
+        inference,
+        options,
+        also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress", "missing", "keep"),
     )
 
 

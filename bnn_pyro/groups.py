@@ -27,7 +27,10 @@ def build_groups(posterior: Posterior) -> Any:
     observation) is left out with a warning that says so.
     """
     target, units, z = posterior.target, posterior.units, posterior.draws.z
+    space = function_space(target, units, z)
     groups: dict[str, dict[str, np.ndarray]] = {"posterior": _constrained(posterior)}
+    if not groups["posterior"]:  # az.loo takes the draws' efficiency from this group
+        groups["posterior"] = {"log_likelihood": space["log_likelihood"]}
     groups["sample_stats"] = posterior.draws.stats
     if target.empty:
         pass  # no rows, so no log likelihood by row, and nothing to compare with replicates
@@ -40,7 +43,8 @@ def build_groups(posterior: Posterior) -> Any:
         groups["log_likelihood"] = _log_likelihood(posterior)
     prior = prior_draws(target, units, PRIOR_DRAWS, derive_seed(posterior.seed, "prior"))
     if prior is not None:
-        groups["prior"], groups["prior_predictive"] = prior[0], {} if target.empty else prior[1]
+        groups["prior"] = {k: v for k, v in prior[0].items() if _is_kept(posterior, k)}
+        groups["prior_predictive"] = {} if target.empty else prior[1]
     else:
         warn(f"{target.name}: a prior is improper, so 'prior' and 'prior_predictive' are left out.")
     name = "y"
@@ -49,7 +53,7 @@ def build_groups(posterior: Posterior) -> Any:
     if target.predicted is not None and not target.empty:
         seed = derive_seed(posterior.seed, "posterior predictive")
         groups["posterior_predictive"] = {name: predictive_draws(target, units, z.to(target.device), target.x, seed)}
-    groups["function_space"] = function_space(target, units, z)
+    groups["function_space"] = space
     assert posterior.data.y is not None, "fit refuses rows without targets"
     groups["observed_data"] = {name: posterior.data.y}
     groups["constant_data"] = _inputs(posterior)
@@ -57,11 +61,20 @@ def build_groups(posterior: Posterior) -> Any:
     return results.build(groups, dims, coords, posterior.attrs)
 
 
+def _is_kept(posterior: Posterior, site: str) -> bool:
+    return posterior.keep is None or site in posterior.keep
+
+
 def _constrained(posterior: Posterior) -> dict[str, np.ndarray]:
+    """Draws of the sites that are kept, (chain, draw, ...); the others are dropped block by block of draws."""
+    if posterior.keep == ():
+        return {}
     target, z = posterior.target, posterior.draws.z
     flat = z.reshape(-1, z.shape[-1]).to(target.device)
     with isolated(dtype=target.dtype):
-        values = gather_draws(target.constrain, flat)
+        values = gather_draws(
+            lambda one: {k: v for k, v in target.constrain(one).items() if _is_kept(posterior, k)}, flat
+        )
     return {k: v.reshape(*z.shape[:2], *v.shape[1:]).cpu().numpy() for k, v in values.items()}
 
 

@@ -41,6 +41,7 @@ class Posterior:
         method, seed: How.
         draws: Unconstrained draws (chain, draw, dim) and their record.
         warnings: Sentences that ``fit`` warned with.
+        keep: Sites that the ArviZ groups ``posterior`` and ``prior`` hold; None for all.
     """
 
     model: Model
@@ -51,6 +52,7 @@ class Posterior:
     draws: Draws
     seed: int
     warnings: list[str]
+    keep: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         chains, draws, dim = self.draws.z.shape
@@ -89,6 +91,7 @@ class Posterior:
             "standardize_y": self.units.y is not None,
             "versions": _json({name: _version(name) for name in VERSIONS}),
             "complete": self.draws.complete,
+            **({} if self.keep is None else {"keep": _json(self.keep)}),
             **info,
         }
 

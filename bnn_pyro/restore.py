@@ -36,7 +36,8 @@ def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
         if content["model"]["zoo"] or model is not None:
             raise
         target = _absent(bnn, data, units, dtype)
-    _check_sites(target, results.dataset(idata, "posterior"), tensors["draws"].shape[-1], path)
+    keep = content["fit"].get("keep")
+    _check_sites(target, _sites(content, results.dataset(idata, "posterior")), tensors["draws"].shape[-1], path)
     sampled = results.dataset(idata, "sample_stats")
     draws = Draws(
         tensors["draws"],
@@ -48,17 +49,29 @@ def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
         complete=content["fit"]["complete"],
     )
     method, seed = method_from(content), content["fit"]["seed"]
-    posterior = Posterior(bnn, data, units, target, method, draws, seed, list(content["fit"]["warnings"]))
+    notes = list(content["fit"]["warnings"])
+    posterior = Posterior(bnn, data, units, target, method, draws, seed, notes, None if keep is None else tuple(keep))
     posterior.__dict__["idata"] = idata  # as it was written, instead of built again
     return posterior
 
 
-def _check_sites(target: Target, saved: Any, dim: int, path: Path) -> None:
+def _sites(content: dict[str, Any], saved: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the sites that were fitted, in order, perhaps with deterministic ones after them.
+
+    Those of the group ``posterior``, where it holds all. Where it does not, run.toml states them; none if it was written
+    without the program at hand.
+    """
+    if "keep" in content["fit"]:
+        return [(name, tuple(shape)) for name, shape in content["fit"]["sites"]]
+    return [(str(k), tuple(v.shape[2:])) for k, v in saved.data_vars.items()]
+
+
+def _check_sites(target: Target, fitted: list[tuple[str, tuple[int, ...]]], dim: int, path: Path) -> None:
     """Refuses a program other than the one that was fitted: its sites would read each other's draws."""
     if not target.sites:
         return
     want = [(s.name, s.shape) for s in target.sites]
-    have = [(str(k), tuple(v.shape[2:])) for k, v in list(saved.data_vars.items())[: len(want)]]
+    have = fitted[: len(want)] or want
     if want != have or target.dim != dim:
         raise RunError(f"{path}: expected the program that was fitted, with sites {have}, got {want}. Pass that one.")
 

@@ -210,6 +210,42 @@ def test_another_program_than_the_one_that_was_fitted_is_refused(tmp_path):
         bnn.load(run, model=program("ba"))
 
 
+@pytest.mark.parametrize("keep", [("sigma", "w2"), ()])
+def test_a_run_that_leaves_sites_out_round_trips(posterior, keep, tmp_path):
+    data = bnn.load_dataset("stackloss")
+    lean = bnn.get_model("mlp_gaussian", hidden=(3,)).fit(data.train, keep=keep, **FIT)
+    run = lean.save(tmp_path / "run")
+    loaded = bnn.load(run)
+    same(lean.idata, loaded.idata)
+    assert loaded.keep == keep and torch.equal(loaded.draws.z, posterior.draws.z)
+    in_file = results.load(run / files.NETCDF)
+    assert set(results.dataset(in_file, "posterior").data_vars) == set(keep or ["log_likelihood"])
+    assert (run / files.NETCDF).stat().st_size < (posterior.save(tmp_path / "all") / files.NETCDF).stat().st_size
+    assert np.array_equal(loaded.predict(data.test.x).draws, posterior.predict(data.test.x).draws)
+    again = loaded.save(tmp_path / "again")
+    for name in (files.STATE, files.NETCDF):
+        assert (run / name).read_bytes() == (again / name).read_bytes()
+
+
+@pytest.mark.parametrize("keep", [["b"], []])
+def test_another_program_is_refused_where_sites_were_left_out(keep, tmp_path):
+    def program(order):
+        def run(x, y=None):
+            values = {name: pyro.sample(name, dist.Normal(0.0, 1.0)) for name in order}
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(values["a"] * x + values["b"], 1.0), obs=y)
+
+        return run
+
+    x = torch.linspace(-1, 1, 20)
+    posterior = bnn.fit(program("ab"), x, 2 * x, keep=keep, **FIT)
+    run = posterior.save(tmp_path / "run")
+    with pytest.raises(bnn.RunError, match=r"expected the program that was fitted, with sites \[\('a', \(\)\), \('b'"):
+        bnn.load(run, model=program("ba"))
+    without = bnn.load(run).save(tmp_path / "without")  # written again with no program at hand
+    same(bnn.load(without, model=program("ab")).idata, posterior.idata)
+
+
 def test_a_sealed_run_toml_of_other_content_is_refused(run):
     files._write_toml(run / files.TOML, {"format": files.FORMAT})
     with pytest.raises(bnn.RunError, match=r"files: expected the SHA-256 of posterior.nc and state.safetensors"):

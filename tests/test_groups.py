@@ -234,3 +234,70 @@ def test_a_users_bernoulli_program_has_probabilities_for_f():
     w = results.dataset(posterior.idata, "posterior")["w"].values[0]
     assert set(watched.data_vars) == {"f", "log_likelihood", "log_prior", "norm_w"}
     assert np.allclose(watched["f"].values[0], 1 / (1 + np.exp(-w @ x.T)), atol=1e-6)
+
+
+KEEPING = {"inference": "svi", "steps": 20, "draws": 40, "seed": 1}
+
+
+@pytest.mark.parametrize("keep", [["sigma", "w2"], ["sigma", "sigma"], ("b3",)])
+def test_sites_may_be_left_out_and_nothing_else_changes(keep):
+    data = bnn.load_dataset("stackloss")
+    model = bnn.get_model("mlp_gaussian", hidden=(3, 2))
+    whole, lean = model.fit(data.train, **KEEPING), model.fit(data.train, keep=keep, **KEEPING)
+    assert lean.keep == tuple(dict.fromkeys(keep)) and whole.keep is None
+    for group in results.group_names(whole.idata):
+        want, have = results.dataset(whole.idata, group), results.dataset(lean.idata, group)
+        if group in ("posterior", "prior"):
+            assert set(have.data_vars) == set(keep)
+            want = want[list(have.data_vars)]
+        assert have.drop_attrs().equals(want.drop_attrs()), group
+    assert np.array_equal(lean.predict(data.test.x).draws, whole.predict(data.test.x).draws)
+    assert str(lean.diagnose()) == str(whole.diagnose())
+
+
+def test_all_sites_may_be_left_out_and_loo_still_works():
+    data = bnn.load_dataset("stackloss")
+    model = bnn.get_model("mlp_gaussian", hidden=(3,))
+    whole, lean = model.fit(data.train, **KEEPING), model.fit(data.train, keep=(), **KEEPING)
+    assert set(results.group_names(lean.idata)) == GROUPS - {"prior"}
+    (name, left), *more = results.dataset(lean.idata, "posterior").data_vars.items()
+    assert (name, left.dims, more) == ("log_likelihood", ("chain", "draw"), [])
+    by_row = results.dataset(lean.idata, "log_likelihood")["y"].values
+    assert left.values == pytest.approx(by_row.sum(-1), rel=1e-6)
+    assert az.loo(lean.idata).elpd_loo == pytest.approx(az.loo(whole.idata).elpd_loo, abs=0.5)
+
+
+def test_a_deterministic_site_may_be_kept():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        double = pyro.deterministic("double", 2 * w)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(double * x, 1.0), obs=y)
+
+    x = torch.linspace(-1, 1, 20)
+    posterior = bnn.fit(program, x, 2 * x, keep=["double"], **KEEPING)
+    assert set(results.dataset(posterior.idata, "posterior").data_vars) == {"double"}
+    assert np.allclose(posterior.idata["posterior"]["double"].values, 2 * posterior.draws.z[..., 0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "said"),
+    [
+        (
+            ["simga"],
+            bnn.UnknownNameError,
+            r"unknown site in keep of mlp_gaussian 'simga': did you mean 'sigma'\? Its sites",
+        ),
+        (["f"], bnn.UnknownNameError, r"Its sites are scale, w1, b1, w2, b2, sigma\.$"),  # f stands over rows
+        (
+            "sigma",
+            bnn.OptionError,
+            r"fit, keep: expected a list of sites' names, .* got 'sigma'\. Write keep=\['sigma'\]",
+        ),
+        ([3], bnn.OptionError, r"fit, keep: expected a list of sites' names, or None for all, got '\[3\]'\."),
+    ],
+)
+def test_sites_that_are_not_there_are_refused_before_any_work(keep, error, said, monkeypatch):
+    monkeypatch.setattr("bnn_pyro.fitting._infer", lambda *_: pytest.fail("work began"))
+    with pytest.raises(error, match=said):
+        bnn.get_model("mlp_gaussian", hidden=(3,)).fit(bnn.load_dataset("stackloss").train, keep=keep, **KEEPING)
