@@ -137,6 +137,7 @@ def environment(threads: int, scratch: str) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TORCHINDUCTOR_CACHE_DIR": scratch,
+        "XDG_CACHE_HOME": scratch,  # where this library keeps what it built
     }
     return {**os.environ, **own}
 

@@ -216,6 +216,15 @@ def test_chains_in_modes_of_their_own_are_all_kept():
     assert (moments.inverse_mass_matrix() / centres.var(0)).log().abs().max() < 0.2
 
 
+def test_chains_of_very_unlike_widths_are_all_kept():
+    """As where none has mixed yet: the widest is 260 times as far as usual, squared, and still one of them."""
+    widths = torch.exp(1.5 * torch.special.ndtri((torch.arange(16, dtype=F64) + 0.5) / 16))
+    moments = Moments(16, 50, False, CPU)
+    for position in normals(50, 16, 50, seed=2):
+        moments.update(torch.arange(16), widths[:, None] * position)
+    assert moments.usual().all()
+
+
 @DENSE
 def test_a_dense_mass_matrix_of_few_draws_can_be_factorised(dense):
     moments = Moments(2, 8, dense, CPU)
