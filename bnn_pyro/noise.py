@@ -3,7 +3,8 @@
 Philox4x32-10 turns a 128-bit counter and a 64-bit key into four 32-bit words. A chain's numbers are therefore the same
 among any number of chains, in any order, on any device; a run goes on where it stopped by knowing its step.
 
-Words stand in int64 and are masked to 32 bits, so nothing overflows. Words and uniforms are bit-equal everywhere. Normals
+Words stand in int64 and are masked to 32 bits, so nothing overflows. Words and uniforms are bit-equal everywhere; on a CPU
+``noise.cpp`` makes the same ones in a tenth of the time, where the machine has a compiler. Normals
 go through ``special.ndtri``, which works number by number, so they don't depend on a number's place in the tensor, as
 logarithms and cosines do; they are bit-equal on one kind of device and agree to 1e-5 between kinds.
 
@@ -12,11 +13,17 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from bnn_pyro import native
+
+SOURCE = Path(__file__).with_name("noise.cpp")
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -58,8 +65,11 @@ class Noise:
     device: torch.device | str = "cpu"
 
     def words(self, chains: Tensor, steps: Tensor, count: int) -> Tensor:
-        """Words (*shape, count) for chain and step numbers (int64, below 2**32 and 2**64) that broadcast to ``shape``."""
+        """Words (*shape, count) for chain and step numbers (int64, below 2**32 and 2**63) that broadcast to ``shape``."""
         chains, steps = torch.broadcast_tensors(chains.to(self.device), steps.to(self.device))
+        made = self._native("philox_words", chains, steps, count, torch.int64)
+        if made is not None:
+            return made
         blocks = torch.arange(-(-count // 4), device=self.device)
         counter = (blocks, (steps & _MASK)[..., None], (steps >> 32 & _MASK)[..., None], chains[..., None])
         words = torch.stack(philox(counter, self._key()), -1)
@@ -67,11 +77,27 @@ class Noise:
 
     def uniforms(self, chains: Tensor, steps: Tensor, count: int) -> Tensor:
         """Numbers in (0, 1), float64: (word + 1/2) / 2**32."""
+        chains, steps = torch.broadcast_tensors(chains.to(self.device), steps.to(self.device))
+        made = self._native("philox_uniforms", chains, steps, count, torch.float64)
+        if made is not None:
+            return made
         return (self.words(chains, steps, count).double() + 0.5) * 2.0**-32
 
     def normals(self, chains: Tensor, steps: Tensor, count: int) -> Tensor:
         """Standard normal numbers, float64, at most 6.3 in size (the ends of 32 bits)."""
         return torch.special.ndtri(self.uniforms(chains, steps, count))
+
+    def _native(self, name: str, chains: Tensor, steps: Tensor, count: int, dtype: torch.dtype) -> Tensor | None:
+        """What the function ``name`` of ``noise.cpp`` makes; None on other devices and where it cannot be built."""
+        library = native.load(SOURCE) if chains.device.type == "cpu" else None
+        if library is None:
+            return None
+        made = torch.empty(*chains.shape, count, dtype=dtype)
+        chains, steps = chains.contiguous(), steps.contiguous()
+        sizes, key = (ctypes.c_int64(chains.numel()), ctypes.c_int64(count)), map(ctypes.c_uint32, self._key())
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (chains, steps, made)]
+        getattr(library, name)(*sizes, *pointers[:2], *key, pointers[2])
+        return made
 
     def _key(self) -> tuple[int, int]:
         digest = hashlib.sha256(repr((self.seed, self.purpose)).encode()).digest()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from bnn_pyro import noise
 from bnn_pyro.noise import Noise, philox
 
 KNOWN = [  # counter, key, words: the known-answer vectors that Random123 publishes for philox4x32-10
@@ -23,6 +24,22 @@ CHAINS, STEPS = torch.arange(64)[:, None], torch.arange(50)[None]
 def test_philox_gives_the_published_words(counter, key, words):
     made = philox(tuple(torch.tensor([c]) for c in counter), key)
     assert tuple(int(w) for w in made) == words
+
+
+@pytest.mark.skipif(not noise.native.load(noise.SOURCE), reason=noise.native.reason(noise.SOURCE))
+@pytest.mark.parametrize("count", [1, 4, 5, 31, 32, 33, 64, 1000])
+@pytest.mark.parametrize("kind", ["words", "uniforms", "normals"])
+def test_the_native_numbers_are_torchs_bit_for_bit(monkeypatch, kind, count):
+    """Chains and steps to the ends of their ranges, in tensors that do not lie row by row."""
+    chains = torch.tensor([0, 1, 7, 2**32 - 1])[:, None]
+    steps = torch.tensor([[0, 1, 2, 3, 2**32 - 1, 2**32, 2**32 + 5, 2**63 - 1]])[:, ::2]
+    make = getattr(Noise(3, "test"), kind)
+    made = make(chains, steps, count)
+    calls = []
+    monkeypatch.setattr(noise.native, "load", lambda source: calls.append(source))
+    plain = make(chains, steps, count)
+    assert calls and made.dtype == plain.dtype and made.shape == (4, 4, count)
+    assert torch.equal(made, plain)
 
 
 @pytest.mark.parametrize("kind", ["words", "uniforms", "normals"])
