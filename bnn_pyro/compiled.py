@@ -120,21 +120,21 @@ def compile_gradient(
         graph = trace(target, normal_priors(target), *example)
         eager = _checked(replace(program, call=_without_grad(graph), backend="eager"), program, points)
     except Exception as error:  # tracing runs a user's program on symbolic tensors: anything may be raised
-        return replace(program, reason=f"the program cannot be traced: {_sentence(error)}")
+        return replace(program, reason=f"the program cannot be traced: {sentence(error)}")
     if backend == "eager":
         return eager
     try:
         fast = replace(
-            program, call=_without_grad(_inductor(spell_fills(graph), example)), backend="inductor", threads=1
+            program, call=_without_grad(inductor(spell_fills(graph), example)), backend="inductor", threads=1
         )
         fast = _checked(fast, program, points)
     except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
-        return replace(eager, reason=f"inductor failed: {_sentence(error)}")
+        return replace(eager, reason=f"inductor failed: {sentence(error)}")
     threads = target.dim * target.n * size // WORK_PER_THREAD
     return replace(fast, threads=threads) if threads > 1 and _same_on_two_threads(fast, points) else fast
 
 
-def _inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
+def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
     """Compiled code. ``torch._inductor.compile`` has half the cost per call of ``torch.compile``, but is private.
 
     Values that more than a few operations went into are stored once, instead of computed anew wherever they are used. The
@@ -144,7 +144,7 @@ def _inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
     from torch import _inductor
     from torch._inductor import config
 
-    settings = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2}
+    settings = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2, "size_asserts": False}
     compile_graph = getattr(_inductor, "compile", None)
     with torch.no_grad(), config.patch(settings):
         return compile_graph(graph, list(example)) if compile_graph is not None else torch.compile(graph)
@@ -192,13 +192,13 @@ def _one_by_one(target: Target) -> Call:
 
 
 def _checked(fast: Gradient, program: Gradient, points: Tensor) -> Gradient:
-    difference = _relative_difference(fast(points), program(points))
+    difference = relative_difference(fast(points), program(points))
     if difference > TOLERANCE[fast.dtype]:
         raise ArithmeticError(f"it differs from the program by {difference:.1e}, relative")
     return fast
 
 
-def _relative_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+def relative_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
     """Largest difference of gradients and values, relative to each point's size; equal NaNs and infinities count as 0."""
     worst = 0.0
     for a, b in zip(one, other, strict=True):
@@ -210,7 +210,7 @@ def _relative_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor
     return worst
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """The first line of what was raised, and the notes that say at which site."""
     first = "".join(traceback.format_exception_only(error)).strip().splitlines()
     notes = getattr(error, "__notes__", [])

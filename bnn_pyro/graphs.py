@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
-from torch.func import grad_and_value, vmap
+from torch.func import functionalize, grad_and_value, vmap
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -44,6 +44,11 @@ class NormalPriors:
     loc: Tensor
     precision: Tensor
     constant: float
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """This part of the log prior, () float64, at z (dim,)."""
+        away = z - self.loc
+        return self.constant - 0.5 * (away * away * self.precision).sum(dtype=torch.float64)
 
     def add_to(self, z: Tensor, grad: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient (c, dim) and log density (c,) with this part added, at z (c, dim)."""
@@ -95,12 +100,17 @@ def trace(target: Target, priors: NormalPriors, z: Tensor, y: Tensor | None = No
         grad = torch.cat([grad.reshape(len(grad), -1) for grad in grads], 1)
         return priors.add_to(z, grad, value) if priors.sites else (grad, value)
 
+    return trace_function(flat, (z,) if y is None else (z, y), len(z))
+
+
+def trace_function(function: Callable, example: tuple[Tensor, ...], copies: int) -> GraphModule:
+    """The graph of ``function`` at arguments like ``example``, which ``copies`` of one computation share out."""
     table: dict[Any, Callable] = {}
-    if target.dtype == torch.float32:
-        few = FEW * len(z)
+    if example[0].dtype == torch.float32:
+        few = FEW * copies
         table[torch.ops.aten.tanh.default] = lambda x: NotImplemented if x.numel() < few else rational_tanh(x)
-    example = (z,) if y is None else (z, y)
-    return simplify(make_fx(flat, decomposition_table=table)(*example), *example)
+    pure = functionalize(function, remove="mutations")  # a log density may fill what it has just made in place
+    return simplify(make_fx(pure, decomposition_table=table)(*example), *example)
 
 
 def rational_tanh(x: Tensor) -> Tensor:

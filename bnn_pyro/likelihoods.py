@@ -73,7 +73,7 @@ def class_count(fn: Any) -> int | None:
     """Number of classes where y is a label 0, 1, ... for each row (Categorical, Bernoulli and kin), else None."""
     if len(fn.event_shape) or len(fn.batch_shape) != 1:
         return None
-    base = _unwrapped(fn)
+    base = unwrapped(fn)
     if isinstance(base, Bernoulli):
         return 2
     return int(base.param_shape[-1]) if isinstance(base, Categorical) else None
@@ -81,7 +81,7 @@ def class_count(fn: Any) -> int | None:
 
 def class_log_probs(fn: Any) -> Tensor:
     """Log probability of each class by row, (n, k) float64, for a likelihood that ``class_count`` knows."""
-    base = _unwrapped(fn)
+    base = unwrapped(fn)
     if isinstance(base, Bernoulli):
         logits = base.logits.double()
         log_probs = torch.stack([-softplus(logits), -softplus(-logits)], -1)
@@ -90,7 +90,7 @@ def class_log_probs(fn: Any) -> Tensor:
     return log_probs.expand(*fn.batch_shape, log_probs.shape[-1])
 
 
-def _unwrapped(fn: Any) -> Any:
+def unwrapped(fn: Any) -> Any:
     while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         fn = fn.base_dist
     return fn
@@ -99,7 +99,7 @@ def _unwrapped(fn: Any) -> Any:
 def no_mean(fn: Any, where: str) -> ModelError:
     """The error for a likelihood whose mean and variance are asked for and do not exist."""
     return ModelError(
-        f"{where}: expected a likelihood with a mean and a variance, got {type(_unwrapped(fn)).__name__}, which has none. "
+        f"{where}: expected a likelihood with a mean and a variance, got {type(unwrapped(fn)).__name__}, which has none. "
         "Its draws are in posterior.idata's posterior_predictive."
     )
 

@@ -11,7 +11,7 @@ from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError
 from bnn_pyro.inference import Prior
 from bnn_pyro.isolation import derive_seed, isolated
-from bnn_pyro.target import Run, Target
+from bnn_pyro.target import Run, Target, add_up
 from bnn_pyro.units import Units
 
 Arrays = dict[str, np.ndarray]
@@ -34,7 +34,7 @@ def sample_prior(target: Target, method: Prior, seed: int) -> Draws:
                 ) from error
             z, log_jacobian = target.unconstrain(run.values)
             rows.append(z)
-            lp.append(float(torch.stack(run.log_prior).sum() + log_jacobian))
+            lp.append(float(add_up(run.log_prior) + log_jacobian))
     return Draws(torch.stack(rows)[None].cpu(), stats={"lp": np.array(lp)[None]})
 
 

@@ -55,6 +55,30 @@ def spell_fills(graph: GraphModule) -> GraphModule:
     return graph
 
 
+def spell_thin_products(graph: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
+    """The same function where a product with a lone column, or of a column and a row, is written as what it comes to.
+
+    A compiler makes one loop of these and of what stands around them, where a matrix product is a call of its own.
+    """
+    graph = GraphModule(graph, copy.deepcopy(graph.graph))
+    values = _values(graph, example)
+    for node in [n for n in graph.graph.nodes if n.target is _aten.mm.default]:
+        a, b = node.args
+        if values[a].shape[1] != 1 and values[b].shape[1] != 1:
+            continue
+        with graph.graph.inserting_before(node):
+            if values[a].shape[1] == 1:
+                new = graph.graph.call_function(_aten.mul.Tensor, (a, b))
+            else:
+                row = graph.graph.call_function(_aten.t.default, (b,))
+                terms = graph.graph.call_function(_aten.mul.Tensor, (a, row))
+                new = graph.graph.call_function(_aten.sum.dim_IntList, (terms, [1], True))
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
 def _values(graph: GraphModule, example: tuple[Tensor, ...]) -> dict[Node, Any]:
     """What each node is at the example."""
     found: dict[Node, Any] = {}
@@ -105,8 +129,11 @@ def _does_nothing(node: Node, values: dict[Node, Any]) -> bool:
         after.shape, after.dtype, after.stride(), after.device)  # fmt: skip
     if not same or node.kwargs.get("alpha", 1) != 1:
         return False
-    if node.target in _NEUTRAL and len(node.args) == 2 and not isinstance(node.args[1], Node):
-        return bool(node.args[1] == _NEUTRAL[node.target])
+    if node.target in _NEUTRAL and len(node.args) == 2:
+        other = node.args[1]
+        if not isinstance(other, Node):
+            return bool(other == _NEUTRAL[node.target])
+        return other.op == "get_attr" and bool((values[other] == _NEUTRAL[node.target]).all())
     return node.target in _RESHAPES
 
 

@@ -9,7 +9,7 @@ package sees functions of flat tensors: ``log_prior``, ``log_likelihood``, ``log
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,7 @@ class Evaluation:
     deterministic: dict[str, Tensor]
     conditionals: dict[str, Distribution]  # by observed site: the distribution of y given the latents
     priors: dict[str, Distribution]  # by latent site that is neither scaled nor masked
+    scaled: set[str]  # observed sites inside poutine.scale
 
 
 class _Stop(Exception):
@@ -86,7 +87,7 @@ class Run(Messenger):
         params: Values for ``pyro.param`` statements, by name.
         leave_out: Latent sites whose prior density is not computed: the caller adds it.
 
-    ``at`` is the site that was reached last, for errors.
+    ``at`` is the site that was reached last, for errors; ``scaled`` are the observed sites inside ``poutine.scale``.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Run(Messenger):
         self.deterministic: dict[str, Tensor] = {}
         self.conditionals: dict[str, Distribution] = {}
         self.priors: dict[str, Distribution] = {}
+        self.scaled: set[str] = set()
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.params:
@@ -139,6 +141,8 @@ class Run(Messenger):
                 self.priors[msg["name"]] = msg["fn"]
             if msg["name"] in self.leave_out:
                 return
+        elif isinstance(msg["scale"], Tensor) or msg["scale"] != 1:
+            self.scaled.add(msg["name"])
         log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
         dim = data_dim(msg)
         if not msg["is_observed"] or (dim is None and is_factor(msg)):
@@ -204,6 +208,11 @@ class Target:
         """Whether some observation is one joint term, so that rows cannot be left out or sampled."""
         return any(o.dim is None for o in self.observed)
 
+    def parts(self, z: Tensor) -> dict[str, Tensor]:
+        """z (dim,) by site, split at once: the gradient of many slices would be many vectors, mostly zero, to add."""
+        split = z.split([s.stop - s.start for s in self.sites])
+        return {s.name: part.reshape(s.unconstrained_shape) for s, part in zip(self.sites, split, strict=True)}
+
     def evaluate(self, z: Tensor, x: Inputs | None = None, y: Tensor | None = None) -> Evaluation:
         """Runs the program at z (dim,), on the training rows unless others are given."""
         z = z.to(self.dtype)
@@ -215,11 +224,17 @@ class Target:
         x: Inputs | None = None,
         y: Tensor | None = None,
         leave_out: frozenset[str] = frozenset(),
+        jacobian: bool = True,
     ) -> Evaluation:
-        """``evaluate`` with each site's part of z by itself; the log prior is without the sites of ``leave_out``."""
+        """``evaluate`` with each site's part of z by itself; the log prior is without the sites of ``leave_out``.
+
+        Without ``jacobian`` it is the density of the constrained values.
+        """
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
 
         def latent(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:
-            return constrain_site(fn, unconstrained[name])
+            value, log_jacobian = constrain_site(fn, unconstrained[name])
+            return value, log_jacobian if jacobian else zero
 
         run = Run(latent, self.dtype, params=self.params, leave_out=leave_out)
         try:
@@ -228,11 +243,12 @@ class Target:
         except Exception as error:
             error.add_note(f"{self.name}: the program had come to site {run.at!r}.")
             raise
-        log_prior = torch.stack([term.to(torch.float64) for term in run.log_prior]).sum()
+        log_prior = add_up(run.log_prior)
         log_likelihood = run.log_likelihood
         if self.empty and x is None:
             log_likelihood = {k: v[:0] if v.ndim else torch.zeros_like(v) for k, v in log_likelihood.items()}
-        return Evaluation(log_prior, log_likelihood, run.values, run.deterministic, run.conditionals, run.priors)
+        values = (run.values, run.deterministic, run.conditionals, run.priors, run.scaled)
+        return Evaluation(log_prior, log_likelihood, *values)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Log prior of the constrained values plus log |d theta / d z|, () float64."""
@@ -301,7 +317,12 @@ class Target:
         with Run(latent, self.dtype, params=self.params):
             self.program(self.x, self.y)
         z = torch.cat([parts[s.name].reshape(-1) for s in self.sites])
-        return z, torch.stack(jacobians).sum()
+        return z, add_up(jacobians)
+
+
+def add_up(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of terms, each (), in float64; one by one, which compiles to fewer buffers than a stack."""
+    return torch.as_tensor(sum(term.to(torch.float64) for term in terms))
 
 
 def constrain_site(fn: Distribution, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
