@@ -1,4 +1,4 @@
-"""Pyro's autoguides by name, started where a network can learn.
+"""Guides: Pyro's autoguides by name, started where a network can learn, and what a guide has to be.
 
 Pyro starts the means of an autoguide at the median or at zero in unconstrained space. For a network that is a symmetric
 start: all units of a layer are equal and most gradients vanish. Here weights start at a draw of their prior.
@@ -12,15 +12,26 @@ from functools import partial
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.transforms import block_autoregressive, iterated
 from pyro.infer import autoguide
 from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from bnn_pyro.data import Inputs
 from bnn_pyro.errors import ModelError
 from bnn_pyro.structure import draw_from_prior
-from bnn_pyro.target import Program
+from bnn_pyro.target import Program, Target, is_factor
+
+MEAN_FIELD_GUIDES = (autoguide.AutoDiagonalNormal, autoguide.AutoNormal)
+# Guides whose densities depend on parameters alone, not on other latents: there the path gradient is the whole gradient.
+PATH_GRADIENT_GUIDES = (
+    *MEAN_FIELD_GUIDES,
+    autoguide.AutoLowRankMultivariateNormal,
+    autoguide.AutoMultivariateNormal,
+)
 
 INIT_SCALE = (
     0.05  # sd of each weight under a fresh guide: small beside a prior of sd 1, so that the first ELBO is finite
@@ -94,3 +105,61 @@ def _copied(guide: Any) -> Any:
     if program is not None:  # Pyro's autoguides drop their program, from the original too, when they are copied
         guide._model = made._model = program
     return made
+
+
+def float_observations(target: Target) -> Program:
+    """The program with the target's y as floats, as ``target.Run`` gives them to the likelihood."""
+
+    def program(x: Inputs, y: Tensor | None = None) -> Any:
+        if y is not None and not y.is_floating_point():
+            y = y.to(target.dtype)
+        return target.program(x, y)
+
+    return program if not target.y.is_floating_point() else target.program
+
+
+def latents_only(guide: Any) -> Any:
+    """The guide without observed sites. Pyro's messenger guides run the whole model: its likelihood would count as log q
+    too, cancel in the ELBO, and leave the prior as the optimum.
+    """
+    return poutine.block(guide, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
+
+
+def check_sites(target: Target, guide: Any, where: str) -> None:
+    try:
+        trace = poutine.trace(guide).get_trace(target.x, target.y)
+    except Exception as error:  # a guide is a user's program, or one of Pyro's that refuses this model
+        first = next(iter(str(error).strip().splitlines()), "") or "no message"
+        raise ModelError(
+            f"{where}: expected to run on the training rows, got {type(error).__name__}: {first}."
+        ) from error
+    have = {n for n, s in trace.nodes.items() if s["type"] == "sample" and not s["infer"].get("is_auxiliary")}
+    want = {s.name for s in target.sites}
+    if want - have:
+        raise ModelError(
+            f"{where}: expected a sample statement for each latent site, got none for {sorted(want - have)}. "
+            "Add pyro.sample for each, with the model's name and shape."
+        )
+    samples = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
+    factors = [n for n, s in samples.items() if is_factor(s) and n not in {o.name for o in target.observed}]
+    if factors:
+        raise ModelError(
+            f"{where}: expected sample statements, got pyro.factor {factors[0]!r}, whose density no engine counts. Put it into "
+            "the log_density of a Delta, or use a transformed distribution."
+        )
+    observed = {n for n, s in samples.items() if s["is_observed"] or site_is_subsample(s)}
+    if have - want - observed:
+        raise ModelError(
+            f"{where}: expected the program's latent sites {sorted(want)}, got {sorted(have - want - observed)} as well. "
+            "Rename them, or mark helpers with infer={'is_auxiliary': True}."
+        )
+
+
+def laplace(guide: Any, target: Target, where: str) -> Any:
+    try:
+        return guide.laplace_approximation(target.x, target.y)
+    except Exception as error:  # torch raises several kinds for a matrix that is not positive definite
+        raise ModelError(
+            f"{where}: expected a positive definite Hessian at the mode, got none ({type(error).__name__}). "
+            "Use more steps and dtype='float64', or guide='multivariate'."
+        ) from error
