@@ -1,0 +1,122 @@
+"""Rows in batches of one size: an order drawn anew for each epoch, cut into batches that may reach into the next."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnn_pyro.compiled import sentence
+from bnn_pyro.elbo import Rows
+from bnn_pyro.errors import ModelError, OptionError, warn
+from bnn_pyro.isolation import isolated
+from bnn_pyro.starts import prior_point
+from bnn_pyro.target import Target
+
+
+class MiniBatches:
+    """Batches of ``size`` rows of a target for each of ``members``, each in an order of its own that the seed gives.
+
+    Args:
+        y: Targets (members, n, ...) of each member's own; None for the target's.
+        population: (members, n) indices of rows, each of which comes up once an epoch; None for each row.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        size: int,
+        seed: int,
+        members: int = 1,
+        y: Tensor | None = None,
+        population: Tensor | None = None,
+    ):
+        self.size, self.scale = size, target.n / size
+        x = target.x
+        self._names = list(x) if isinstance(x, dict) else None
+        self._x = list(x.values()) if isinstance(x, dict) else [x]
+        self._y, self._own_y = (target.y, False) if y is None else (y, True)
+        self._count, self._members, self._population = target.n, members, population
+        self._generator = torch.Generator().manual_seed(seed)
+        self._waiting = torch.empty(members, 0, dtype=torch.int64)
+
+    def draw(self) -> list[Tensor]:
+        """The tensors of the next batches, each (members, size, ...): those of x, and y."""
+        while self._waiting.shape[1] < self.size:
+            order = torch.rand(self._members, self._count, generator=self._generator, dtype=torch.float64).argsort(1)
+            if self._population is not None:
+                order = self._population.gather(1, order)
+            self._waiting = torch.cat([self._waiting, order], 1)
+        mine, self._waiting = self._waiting[:, : self.size], self._waiting[:, self.size :]
+        mine = mine.to(self._y.device)
+        member = torch.arange(self._members, device=mine.device)[:, None]
+        return [*(t[mine] for t in self._x), self._y[member, mine] if self._own_y else self._y[mine]]
+
+    def rows(self, *tensors: Tensor) -> Rows:
+        """One member's part of what ``draw`` gave, as the program takes it."""
+        *x, y = tensors
+        return Rows(x[0] if self._names is None else dict(zip(self._names, x, strict=True)), y, self.scale)
+
+
+def check_batches(target: Target, size: int) -> None:
+    """Whether the likelihood can be estimated from ``size`` rows.
+
+    Raises: OptionError or ModelError where it cannot. Warns where the program scales its likelihood, since rows are scaled up
+        here.
+    """
+    where = f"{target.name}, batch_size"
+    if size > target.n:
+        raise OptionError(
+            f"{where}: expected at most the {target.n} training rows, got {size}. Use a smaller one, or None."
+        )
+    if target.joint:
+        raise ModelError(
+            f"{where}: expected observations inside pyro.plate('data', ...), got one joint observation of all rows, of which "
+            "no part can stand for the whole. Use batch_size=None."
+        )
+    by_row = [s.name for s in target.sites if s.by_row]
+    if by_row:
+        raise ModelError(
+            f"{where}: expected latent sites outside the data plate, got {by_row} inside, which have a value for each row. "
+            "Use batch_size=None."
+        )
+    try:
+        with isolated(seed=0, dtype=target.dtype), torch.no_grad():
+            z = prior_point(target)
+            mine = torch.randperm(target.n)[:size].to(target.device)
+            x = {k: v[mine] for k, v in target.x.items()} if isinstance(target.x, dict) else target.x[mine]
+            whole, part = target.evaluate(z), target.evaluate(z, x, target.y[mine])
+        counts = {len(t) for t in part.log_likelihood.values()}
+    except Exception as error:  # whatever a program raises that insists on its rows
+        raise ModelError(
+            f"{where}: expected a program that runs on a part of its rows, got {type(error).__name__} for {size} of "
+            f"{target.n}: {sentence(error)}. Take the number of rows from x, as in pyro.plate('data', x.shape[0])."
+        ) from error
+    if counts != {size}:
+        raise ModelError(
+            f"{where}: expected {size} log likelihoods for {size} rows, got {sorted(counts)}. Take the number of rows "
+            "from x, as in pyro.plate('data', x.shape[0])."
+        )
+    for name, terms in part.log_likelihood.items():
+        if not _same(terms, whole.log_likelihood[name][mine]):
+            raise ModelError(
+                f"{where}, site {name!r}: expected a likelihood of each row that depends on that row alone, got another one "
+                f"for the same row among {size} rows than among {target.n}. Compute what all rows share, such as a mean of x, "
+                "before the fit."
+            )
+    if not _same(part.log_prior, whole.log_prior):
+        raise ModelError(
+            f"{where}: expected a prior that depends on no rows, got another one for {size} rows than for {target.n}. Compute "
+            "what it takes from x before the fit, and put pyro.factor inside the plate."
+        )
+    for name in sorted(part.scaled):
+        warn(
+            f"{target.name}, site {name!r}: the program scales this log likelihood itself, and batches of {size} rows are "
+            f"scaled by {target.n / size:g} on top of it. Take poutine.scale out of the program."
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding, which another number of rows may change."""
+    size = other[torch.isfinite(other)].abs().max() if torch.isfinite(other).any() else other.new_ones(())
+    tolerance = (1e-4 if one.dtype == torch.float32 else 1e-6) * max(float(size), 1.0)
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)

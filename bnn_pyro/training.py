@@ -1,0 +1,97 @@
+"""Steps taken one after another: learning rate, noise and rows of each, the ELBO watched, the best state kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnn_pyro.elbo_record import ElboRecord
+from bnn_pyro.interrupts import Interrupts
+from bnn_pyro.minibatches import MiniBatches
+from bnn_pyro.steps import State, Step
+
+WINDOW = 100  # steps between two looks at the ELBO
+NOISE_NUMBERS = 1_000_000  # drawn at once, where one step takes fewer
+ERRORS = 2.0  # standard errors that tell two stretches' ELBO apart
+# ... and the last window's from the best of many, which is the luckiest of them too
+BEST_ERRORS = 4.0
+
+
+class Schedule(Protocol):
+    """What a method says of its steps."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr_decay(self) -> float: ...
+
+
+@dataclass
+class Training:
+    """A compiled step and where it stands.
+
+    Attributes:
+        noise: Shape of one step's standard normal numbers.
+        batches: The rows of each step; None where each sees all.
+        more: Tensors that each step takes after those.
+    """
+
+    step: Step
+    state: State
+    noise: torch.Size
+    batches: MiniBatches | None = None
+    more: list[Tensor] = field(default_factory=list)
+
+
+def optimise(
+    trained: Training,
+    method: Schedule,
+    lr: float,
+    record: ElboRecord,
+    interrupts: Interrupts,
+    patience: int | None = None,
+) -> None:
+    """Takes ``method.steps`` steps, fewer if an interrupt comes or the ELBO has not risen for ``patience`` steps.
+
+    The parameters kept are the last, unless the ELBO was higher before by more than ``BEST_ERRORS`` standard errors.
+    """
+    decay = method.lr_decay ** (1 / method.steps)
+    ahead = max(1, min(WINDOW, NOISE_NUMBERS // max(1, trained.noise.numel())))
+    best, best_elbo = trained.state, (-np.inf, 0.0)
+    terms: list[Tensor] = []
+    for count in range(1, method.steps + 1):
+        if (count - 1) % ahead == 0:
+            noise = torch.randn(ahead, *trained.noise)
+        rows = trained.more if trained.batches is None else [*trained.batches.draw(), *trained.more]
+        trained.state, term = trained.step(trained.state, noise[(count - 1) % ahead], count, lr * decay**count, *rows)
+        terms.append(term.mean(0))
+        if count % WINDOW == 0 or count == method.steps:
+            record.add(torch.stack(terms).cpu().numpy())
+            terms = []
+            window = _mean(record.elbo(WINDOW))
+            if window[0] > best_elbo[0]:
+                best, best_elbo = trained.state, window
+            if interrupts.pressed or (patience is not None and _settled(record, patience)):
+                break
+    if best_elbo[0] - window[0] > BEST_ERRORS * np.hypot(best_elbo[1], window[1]):
+        trained.state = best
+
+
+def _mean(elbo: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error, from differences of neighbours, which a trend leaves alone."""
+    if len(elbo) < 2:
+        return float(elbo.mean()), np.inf
+    return float(elbo.mean()), float(np.diff(elbo).std() / np.sqrt(2 * len(elbo)))
+
+
+def _settled(record: ElboRecord, patience: int) -> bool:
+    """Whether the last ``patience`` steps have an ELBO no higher than those before them, within ``ERRORS`` errors."""
+    elbo = record.elbo(2 * patience)
+    if len(elbo) < 2 * patience:
+        return False
+    before, last = _mean(elbo[:patience]), _mean(elbo[patience:])
+    return last[0] - before[0] <= ERRORS * float(np.hypot(before[1], last[1]))

@@ -1,0 +1,212 @@
+"""A compiled step against Pyro's optimiser, its members against each alone, and what is refused."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.optim import ClippedAdam
+
+from bnn_pyro import steps
+from bnn_pyro.isolation import isolated
+from bnn_pyro.steps import State, adam_step, compile_step
+from problems import _rows
+
+F64 = torch.float64
+X, Y = _rows()
+SHAPES = [torch.Size([3]), torch.Size([]), torch.Size([2, 2])]
+SIZE = 8
+
+
+@pytest.fixture(autouse=True)
+def inside():
+    with isolated(seed=0, dtype=F64):
+        yield
+
+
+def objective(parts, noise, *rows):
+    """A curved loss of all parts, of noise and of rows, with gradients from far below a clip of 2 to far above."""
+    x, y = rows if rows else (X, Y)
+    w, shift, table = parts
+    w = w + 0.1 * noise[:3]
+    likelihood = -0.5 * ((y - torch.tanh(x @ w) - shift) ** 2).sum()
+    kl = 0.5 * (table @ table).square().sum() + 1e-3 * (noise[3] * table).sum() + 1e-2 * shift.cosh()
+    return kl - likelihood, torch.stack([likelihood, kl])
+
+
+def start(members, seed=1):
+    position = torch.randn(members, SIZE, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return State(position, torch.zeros_like(position), torch.zeros_like(position))
+
+
+def noises(*shape, seed=2):
+    return torch.randn(*shape, 4, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def follow(step, state, noise, lr, decay, *rows):
+    """``noise`` (steps, members, particles, k) -> the states after each step, and the terms before it."""
+    states, terms = [], []
+    for count, own in enumerate(noise, 1):
+        state, term = step(state, own, count, lr * decay**count, *rows)
+        states.append(state)
+        terms.append(term)
+    return states, torch.stack(terms)
+
+
+def eager(clip=2.0, shared=True):
+    return steps.Step(adam_step(objective, SHAPES, clip, shared), "eager")
+
+
+def parts_of(position):
+    return [p.reshape(s) for p, s in zip(position.split([s.numel() for s in SHAPES]), SHAPES)]
+
+
+@pytest.mark.parametrize("clip", [2.0, 0.05, 1e6])
+def test_fifty_steps_are_those_of_pyros_clipped_adam(clip):
+    lr, decay, noise, state = 0.05, 0.97, noises(50, 1, 1), start(1)
+    states, terms = follow(eager(clip), state, noise, lr, decay)
+    leaves = [p.clone().requires_grad_(True) for p in parts_of(state.position[0])]
+    optimiser = ClippedAdam({"lr": lr, "lrd": decay, "clip_norm": clip})
+    clipped = 0
+    for own, after, term in zip(noise, states, terms):
+        for leaf in leaves:
+            leaf.grad = None
+        loss, expected = objective(leaves, own[0, 0])
+        loss.backward()
+        clipped += sum(int((leaf.grad.abs() > clip).sum()) for leaf in leaves)
+        optimiser(leaves)
+        reached = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
+        assert torch.allclose(after.position[0], reached, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(term[0], expected.detach(), rtol=1e-12, atol=1e-12)
+    assert (clipped > 10) == (clip < 1e6)  # the clip has been at work, or has not
+    assert (states[-1].position - state.position).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["the same rows", "rows of their own"])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_members_at_once_are_members_alone(particles, shared):
+    members, noise, state = 4, noises(20, 4, particles), start(4)
+    rows = (X, Y) if shared else (torch.stack([X * (1 + i) for i in range(4)]), torch.stack([Y + i for i in range(4)]))
+    states, terms = follow(eager(shared=shared), state, noise, 0.05, 1.0, *rows)
+    for i in range(members):
+        own = State(*(t[i : i + 1] for t in state))
+        mine = rows if shared else [r[i : i + 1] for r in rows]
+        alone, alone_terms = follow(eager(shared=shared), own, noise[:, i : i + 1], 0.05, 1.0, *mine)
+        for a, b in zip(states[-1], alone[-1]):
+            assert torch.allclose(a[i], b[0], rtol=1e-11, atol=1e-11)
+        assert torch.allclose(terms[:, i], alone_terms[:, 0], rtol=1e-11, atol=1e-11)
+    assert (states[-1].position[0] - states[-1].position[1]).abs().max() > 0.1
+
+
+def test_particles_are_averaged_before_the_clip():
+    state, noise = start(1), noises(1, 5, seed=3) * 5.0
+    after, terms = eager(clip=2.0)(state, noise, 1, 0.1)
+    leaves = [p.clone().requires_grad_(True) for p in parts_of(state.position[0])]
+    each = [objective(leaves, own) for own in noise[0]]
+    grads = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, leaves)]) for loss, _ in each]
+    grad = torch.stack(grads).mean(0)
+    assert torch.allclose(after.mean[0], 0.1 * grad.clamp(-2.0, 2.0), atol=1e-13)
+    assert not torch.allclose(
+        grad.clamp(-2.0, 2.0), torch.stack([g.clamp(-2.0, 2.0) for g in grads]).mean(0), atol=1e-3
+    )
+    assert torch.allclose(terms[0], torch.stack([t for _, t in each]).mean(0).detach(), rtol=1e-13)
+
+
+def test_a_step_leaves_the_state_that_it_was_given():
+    state, noise = start(2), noises(2, 1)
+    before = [t.clone() for t in (*state, noise)]
+    eager()(state, noise, 1, 0.1)
+    assert all(torch.equal(a, b) for a, b in zip((*state, noise), before))
+
+
+# ---- compiled ----------------------------------------------------------------------------------------------------
+
+
+def compiled(backend, members=1, particles=1, work=1, function=None, reference=None):
+    function = function or adam_step(objective, SHAPES, 2.0, True)
+    return compile_step(
+        function, reference or function, start(members), noises(members, particles, seed=9), work, backend
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("members", "particles"), [(1, 1), (3, 2)])
+def test_compiled_steps_are_the_steps(members, particles):
+    noise = noises(50, members, particles)
+    expected, terms = follow(eager(), start(members), noise, 0.05, 0.97)
+    for backend in ("eager", "inductor"):
+        step = compiled(backend, members, particles)
+        assert (step.backend, step.reason) == (backend, "")
+        states, found = follow(step, start(members), noise, 0.05, 0.97)
+        for a, b in zip(states[-1], expected[-1]):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)  # rounding, over fifty steps
+        assert torch.allclose(found, terms, rtol=1e-9, atol=1e-9)
+
+
+def test_the_traced_step_is_the_step():
+    noise = noises(30, 2, 2)
+    expected, terms = follow(eager(), start(2), noise, 0.05, 0.97)
+    states, found = follow(compiled("eager", 2, 2), start(2), noise, 0.05, 0.97)
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-10) for a, b in zip(states[-1], expected[-1]))
+    assert torch.allclose(found, terms, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_compiled_by_itself_depends_on_the_work(monkeypatch):
+    monkeypatch.setattr(steps, "inductor", lambda graph, example: graph)
+    assert compiled("auto", work=steps.COMPILE_FROM - 1).backend == "eager"
+    assert compiled("auto", work=steps.COMPILE_FROM).backend == "inductor"
+
+
+# A fault in one entry of what the graph returns: (position, mean, square, terms)
+FAULTS = {
+    "gradient": lambda p, m, s, t: (p, m + torch.tensor([1e-6, *[0.0] * (SIZE - 1)]), s, t),
+    "terms": lambda p, m, s, t: (p, m, s, t * (1 + 1e-6)),
+    "nan": lambda p, m, s, t: (p, m * torch.nan, s, t),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_compiled_step_is_not_used_and_the_reason_is_said(fault, monkeypatch):
+    monkeypatch.setattr(steps, "inductor", lambda graph, example: lambda *args: FAULTS[fault](*graph(*args)))
+    step = compiled("inductor")
+    assert step.backend == "eager" and step.reason.startswith(
+        "inductor failed: ArithmeticError: a step differs from the program's by"
+    )
+    noise = noises(1, 1)
+    assert torch.allclose(step(start(1), noise, 1, 0.1)[0].mean, eager()(start(1), noise, 1, 0.1)[0].mean, atol=1e-12)
+
+
+def test_a_compiler_that_fails_is_not_used_and_the_reason_is_said(monkeypatch):
+    def broken(graph, example):
+        raise RuntimeError("no C++ compiler\nat all")
+
+    monkeypatch.setattr(steps, "inductor", broken)
+    step = compiled("inductor")
+    assert (step.backend, step.reason) == ("eager", "inductor failed: RuntimeError: no C++ compiler")
+
+
+def test_a_right_compiled_step_is_used(monkeypatch):
+    monkeypatch.setattr(steps, "inductor", lambda graph, example: graph)
+    step = compiled("inductor")
+    assert (step.backend, step.reason) == ("inductor", "")
+
+
+def test_a_step_that_differs_from_its_reference_is_refused():
+    """As where an ELBO written out is not what its guide's run gives."""
+
+    def other(parts, noise, *rows):
+        loss, terms = objective(parts, noise, *rows)
+        return loss + 1e-6 * parts[0].sum(), terms
+
+    with pytest.raises(ArithmeticError, match="differs from the program"):
+        compiled(
+            "eager", function=adam_step(other, SHAPES, 2.0, True), reference=adam_step(objective, SHAPES, 2.0, True)
+        )
+
+
+def test_a_step_that_draws_numbers_of_its_own_is_refused():
+    def shaking(parts, noise, *rows):
+        loss, terms = objective(parts, noise, *rows)
+        return loss * (1.0 + pyro.sample("shake", dist.Normal(0.0, 0.1))), terms
+
+    with pytest.raises(ArithmeticError, match="differs from the program"):
+        compiled("eager", function=adam_step(shaking, SHAPES, 2.0, True))
