@@ -1,14 +1,29 @@
 """SVI and MAP against exact posteriors, the guides by name, and the ELBO's two terms."""
 
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import bnn_pyro as bnn
+import problems
+from bnn_pyro.elbo_record import ElboRecord
+from bnn_pyro.guide_draws import draw_guide
 from bnn_pyro.inference.svi import GUIDES
+from bnn_pyro.interrupts import Interrupts
+from bnn_pyro.isolation import isolated
+from bnn_pyro.steps import State
+from bnn_pyro.structure import build_target
+from bnn_pyro.training import WINDOW, Training, optimise
 
 NOISE = 0.7
 
@@ -229,7 +244,7 @@ def test_the_path_gradient_has_the_mean_of_the_whole_gradient():
     from pyro.infer.autoguide import AutoDiagonalNormal
 
     from bnn_pyro.isolation import isolated
-    from bnn_pyro.pyro_svi import _TwoTermELBO
+    from bnn_pyro.pyro_svi import TwoTermELBO
 
     def prior_only(x, y=None):
         pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -245,7 +260,235 @@ def test_the_path_gradient_has_the_mean_of_the_whole_gradient():
                 guide.zero_grad()
             return torch.stack(out)
 
-    whole, path = gradients(Trace_ELBO(), 0.5, 1), gradients(_TwoTermELBO(1, True), 0.5, 2)
+    whole, path = gradients(Trace_ELBO(), 0.5, 1), gradients(TwoTermELBO(1, True), 0.5, 2)
     error = ((whole.var(0) + path.var(0)) / 3000).sqrt()
     assert ((whole.mean(0) - path.mean(0)).abs() < 4.5 * error).all() and path.mean(0).abs().max() > 0.1
-    assert gradients(_TwoTermELBO(1, True), 1.0, 3).abs().max() < 1e-12 < gradients(Trace_ELBO(), 1.0, 3).abs().max()
+    assert gradients(TwoTermELBO(1, True), 1.0, 3).abs().max() < 1e-12 < gradients(Trace_ELBO(), 1.0, 3).abs().max()
+
+
+# ---- both engines ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["compiled", "eager", pytest.param("pyro", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("guide", ["multivariate", "diagonal"])
+def test_every_engine_reaches_the_closed_form(engine, guide):
+    x, y, exact = problems.linear_gaussian(seed=1)
+    posterior = bnn.fit(
+        problems.linear_model, x, y, inference="svi", guide=guide, engine=engine, dtype="float64", standardize=False,
+        steps=2500, lr=0.05, lr_decay=2e-3, draws=50, seed=1, progress=False,
+    )  # fmt: skip
+    assert (posterior.draws.info["backend"] == "pyro") == (engine == "pyro")
+    if guide == "multivariate":
+        truth = MultivariateNormal(exact.mean, covariance_matrix=exact.covariance)
+        assert kl_divergence(fitted_normal(posterior), truth) < 5e-3
+    else:
+        state = {k.split(".")[-1]: v for k, v in posterior.draws.state.items()}
+        sd = torch.linalg.inv(exact.covariance).diagonal().rsqrt()
+        assert torch.allclose(torch.nn.functional.softplus(state["scale"]), sd, rtol=0.03)
+        assert ((state["loc"] - exact.mean).abs() < 0.05 * sd).all()
+
+
+def test_the_same_seed_has_the_same_result_and_another_has_another():
+    first, again, other = (
+        bnn.fit(simple, X, X.sum(1), inference="svi", steps=60, draws=20, seed=seed, batch_size=7, progress=False)
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first.draws.z, again.draws.z)
+    assert np.array_equal(first.draws.history["elbo"], again.draws.history["elbo"])
+    assert not torch.equal(first.draws.z, other.draws.z)
+    assert not np.array_equal(first.draws.history["elbo"], other.draws.history["elbo"])
+
+
+@pytest.mark.parametrize("option", ["batch_size", "patience"])
+@pytest.mark.parametrize("inference", ["svi", "map"])
+def test_pyros_engine_refuses_what_it_has_not(inference, option):
+    with pytest.raises(
+        bnn.OptionError, match=f"engine='pyro': expected {inference} without {option}. Use engine='compiled'"
+    ):
+        bnn.fit(simple, X, X.sum(1), inference=inference, engine="pyro", progress=False, **{option: 10})
+
+
+def test_options_of_compiled_steps_are_refused_where_there_are_none():
+    """A guide that no graph can hold: its options must not be dropped without a word."""
+
+    def guide(x, y=None):
+        m = pyro.param("m", lambda: torch.zeros(2))
+        sd = 0.1 if float(m.sum()) > 1.0 else 0.2
+        pyro.sample("w", dist.Normal(m, sd).to_event(1))
+
+    with pytest.raises(
+        bnn.OptionError, match=r"simple, svi, batch_size: expected steps that can be compiled, but .* Leave"
+    ):
+        bnn.fit(simple, X, X.sum(1), inference=bnn.SVI(guide=guide, steps=20, batch_size=10), progress=False)
+    with pytest.warns(UserWarning, match="cannot be traced.* Pyro's own steps are taken"):
+        posterior = bnn.fit(simple, X, X.sum(1), inference=bnn.SVI(guide=guide, steps=20), progress=False)
+    assert posterior.draws.info["backend"] == "pyro"
+
+
+# ---- when to stop, and what to keep ------------------------------------------------------------------------------
+
+
+def drive(elbo, steps, patience=None, press=None, noise=1.0):
+    """``optimise`` over a step whose ELBO is ``elbo(count)`` and noise; position is the number of steps taken."""
+    draws, interrupts = np.random.default_rng(1).normal(size=steps + 1), Interrupts()
+
+    def step(state, own, count, lr, *rows):
+        interrupts.pressed = interrupts.pressed or count == press
+        lrs.append(lr)
+        terms = torch.tensor([[elbo(count) + noise * draws[count], 0.0]], dtype=torch.float64)
+        return State(torch.full((1, 1), float(count)), state.mean, state.square), terms
+
+    lrs = []
+    trained = Training(step, State(*torch.zeros(3, 1, 1)), torch.Size([1, 1, 1]))
+    record = ElboRecord("here", steps, 0.1, "svi", progress=False)
+    with isolated(seed=0):
+        optimise(trained, SimpleNamespace(steps=steps, lr_decay=0.01), 0.1, record, interrupts, patience)
+    record.close()
+    return int(trained.state.position), record, lrs
+
+
+def test_the_learning_rate_falls_to_its_last_value():
+    _, record, lrs = drive(lambda count: 0.0, 350)
+    assert record.count == len(lrs) == 350
+    assert lrs[-1] == pytest.approx(0.001) and lrs[174] == pytest.approx(0.01)
+
+
+def test_patience_stops_on_a_settled_elbo():
+    """Two windows are needed to tell; one comparison in about forty says that flat noise has risen."""
+    kept, record, _ = drive(lambda count: -500.0, 20_000, patience=300)
+    assert 600 <= record.count <= 1200 and kept <= record.count
+
+
+def test_patience_does_not_stop_while_the_elbo_rises():
+    """By 0.002 a step: 0.6 between windows of 300, seven standard errors of 0.08."""
+    kept, record, _ = drive(lambda count: 0.002 * count, 5000, patience=300)
+    assert record.count == kept == 5000
+
+
+def test_patience_stops_once_a_rise_has_ended():
+    _, record, _ = drive(lambda count: 0.01 * min(count, 2000), 20_000, patience=300)
+    assert 2300 <= record.count <= 3200
+
+
+def test_without_patience_all_steps_are_taken():
+    assert drive(lambda count: -500.0, 2000)[1].count == 2000
+
+
+def test_the_state_before_a_collapse_is_kept():
+    kept, record, _ = drive(lambda count: 0.01 * count if count <= 1500 else -50.0, 2000)
+    assert kept == 1500 and record.count == 2000  # the end of the last window before
+
+
+def test_the_last_state_is_kept_where_the_elbo_fell_by_less_than_its_noise():
+    kept, _, _ = drive(lambda count: 0.01 * count if count <= 1900 else 18.36, 2000)
+    assert kept == 2000
+    assert drive(lambda count: 0.01 * count, 2050)[0] == 2050  # and an incomplete window at the end counts
+
+
+def test_an_elbo_that_is_not_finite_is_refused_with_its_step():
+    with pytest.raises(
+        bnn.ModelError, match=r"here: expected a finite ELBO, got nan at step 150\. Lower lr \(now 0\.1\)"
+    ):
+        drive(lambda count: np.nan if count == 150 else 0.0, 400)
+
+
+def test_an_interrupt_ends_the_steps_at_the_next_look():
+    kept, record, _ = drive(lambda count: 0.1 * count, 5000, press=730)
+    assert kept == record.count == (730 // WINDOW + 1) * WINDOW
+
+
+@pytest.fixture
+def usual_interrupts():
+    """A process that a shell started in the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_interrupts")
+@pytest.mark.parametrize("engine", ["compiled", "pyro"])
+def test_an_interrupt_keeps_what_is_fitted_and_says_so(engine):
+    def press():
+        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until steps are taken
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.warns(UserWarning, match=r"svi: interrupted after \d+ of 10000000 steps"):
+        posterior = bnn.fit(
+            simple, X, X.sum(1), inference="svi", steps=10_000_000, draws=30, engine=engine, seed=1, progress=False
+        )
+    thread.join()
+    draws = posterior.draws
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not draws.complete and posterior.attrs["complete"] is False
+    assert 0 < draws.info["steps_taken"] < 10_000_000 and len(draws.history["elbo"]) == draws.info["steps_taken"]
+    assert draws.z.shape == (1, 30, 2) and torch.isfinite(draws.z).all()
+
+
+def test_patience_through_fit_stops_early_at_the_optimum():
+    x, y, exact = problems.linear_gaussian(seed=1)
+    posterior = bnn.fit(
+        problems.linear_model, x, y, inference="svi", guide="multivariate", dtype="float64", standardize=False,
+        steps=100_000, patience=1000, lr=0.02, draws=50, seed=1, progress=False,
+    )  # fmt: skip
+    assert 2000 <= posterior.draws.info["steps_taken"] < 30_000
+    truth = MultivariateNormal(exact.mean, covariance_matrix=exact.covariance)
+    assert kl_divergence(fitted_normal(posterior), truth) < 0.1
+
+
+# ---- checks of the draws -----------------------------------------------------------------------------------------
+
+
+def exact_guide(exact, shift=0.0, spread=1.0):
+    """The posterior of ``problems.linear_model`` as a guide without parameters; off by ``shift`` sd in each latent."""
+    tril = torch.linalg.cholesky(exact.covariance)
+    mean = exact.mean + shift * exact.covariance.diagonal().sqrt()
+
+    def guide(x, y=None):
+        pyro.sample("w", dist.MultivariateNormal(mean, scale_tril=spread * tril))
+
+    return guide
+
+
+@pytest.mark.slow
+def test_simulated_weights_are_uniform_among_an_exact_guides_draws_and_not_among_a_shifted_ones():
+    """Variational simulation-based calibration (Yao et al. 2018, section 3.2)."""
+    sets, draws, d = 300, 200, 3
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(20, d, generator=generator, dtype=torch.float64)
+    covariance = torch.linalg.inv(torch.eye(d, dtype=torch.float64) + x.T @ x / 0.25)
+    found = {0.0: [], 1.0: []}
+    for i in range(sets):
+        truth = torch.randn(d, generator=generator, dtype=torch.float64)
+        y = x @ truth + 0.5 * torch.randn(20, generator=generator, dtype=torch.float64)
+        exact = problems.Exact(covariance @ (x.T @ y) / 0.25, covariance)
+        with isolated(seed=i, dtype=torch.float64):
+            target = build_target(problems.linear_model, x, y, dtype=torch.float64)
+            for shift, below in found.items():
+                z, _ = draw_guide(target, exact_guide(exact, shift), draws)
+                below.append((z < truth).double().mean(0))
+    for j in range(d):
+        p = {shift: stats.kstest(torch.stack(below)[:, j].numpy(), "uniform").pvalue for shift, below in found.items()}
+        assert p[0.0] > 1e-4 and p[1.0] < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Pyro's own steps are taken")
+@pytest.mark.parametrize(
+    ("spread", "right"),
+    [(0.5, lambda k: k > 0.7), (1.1, lambda k: k < 0.5), (1.0, lambda k: k < 0.5)],
+    ids=["half", "wider", "exact"],
+)
+def test_k_hat_tells_a_narrow_guide_from_a_good_one(spread, right):
+    x, y, exact = problems.linear_gaussian(seed=2, n=60, d=10)
+    for seed in range(20):
+        posterior = bnn.fit(
+            problems.linear_model, x, y, inference=bnn.SVI(guide=exact_guide(exact, spread=spread), steps=200),
+            dtype="float64", standardize=False, progress=False, seed=seed,
+        )  # fmt: skip
+        verdict = posterior.diagnose()
+        assert right(verdict.numbers["pareto_k"]), (seed, verdict.numbers)
+        assert any(("k-hat" in reason) and (("good" in reason) == (spread >= 1.0)) for reason in verdict.reasons)
