@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bnn_pyro.version import __version__
 
 if TYPE_CHECKING:
+    from bnn_pyro import nn
     from bnn_pyro.calibration import Calibration, calibrate
     from bnn_pyro.card import Card, Published
     from bnn_pyro.class_prediction import ClassPrediction
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from bnn_pyro.files import load
     from bnn_pyro.fitting import fit
     from bnn_pyro.guides import init_to_prior
-    from bnn_pyro.inference import HMC, MAP, NUTS, SVI, Adaptation, ChEES, Prior, list_inference
+    from bnn_pyro.inference import HMC, MAP, NUTS, SVI, Adaptation, ChEES, Ensemble, Prior, list_inference
     from bnn_pyro.model import BNN, Model
     from bnn_pyro.own_table import load_table
     from bnn_pyro.posterior import Posterior
@@ -43,7 +44,7 @@ _HOMES = {
     "files": ("load",),
     "fitting": ("fit",),
     "guides": ("init_to_prior",),
-    "inference": ("HMC", "MAP", "NUTS", "SVI", "Adaptation", "ChEES", "Prior", "list_inference"),
+    "inference": ("HMC", "MAP", "NUTS", "SVI", "Adaptation", "ChEES", "Ensemble", "Prior", "list_inference"),
     "model": ("BNN", "Model"),
     "own_table": ("load_table",),
     "posterior": ("Posterior",),
@@ -67,6 +68,7 @@ __all__ = [
     "ChEES",
     "ClassPrediction",
     "DataError",
+    "Ensemble",
     "Model",
     "ModelError",
     "OptionError",
@@ -89,11 +91,14 @@ __all__ = [
     "load",
     "load_dataset",
     "load_table",
+    "nn",
     "register",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return import_module("bnn_pyro.nn")  # which then stands in this module's namespace
     if name not in _HOME:
         raise AttributeError(f"module 'bnn_pyro' has no attribute {name!r}")
     value = getattr(import_module(f"bnn_pyro.{_HOME[name]}"), name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnn_pyro import results
-from bnn_pyro.inference import MAP, MCMC, NUTS, Prior
+from bnn_pyro.inference import MAP, MCMC, NUTS, Ensemble, Prior
 
 if TYPE_CHECKING:
     from bnn_pyro.posterior import Posterior
@@ -125,8 +125,12 @@ def _worst(by_name: dict[str, np.ndarray], watched: Any, pick: Any) -> tuple[str
 def _approximated(posterior: Posterior) -> Verdict:
     elbo = posterior.draws.history["elbo"]
     gain, noise = elbo_gain(elbo)
-    what = "log joint density" if isinstance(posterior.method, MAP) else "ELBO"
+    what = "log joint density" if isinstance(posterior.method, MAP | Ensemble) else "ELBO"
     numbers = {"elbo": float(elbo[-max(1, len(elbo) // 10) :].mean()), "elbo_gain": gain}
+    if not posterior.draws.complete:
+        return Verdict(
+            "not converged", [f"interrupted after {len(elbo)} steps."], ["run it again, to its end"], numbers
+        )
     if not np.isfinite(noise) or len(elbo) < FEWEST_STEPS:
         return Verdict(
             "not converged", [f"{len(elbo)} steps are too few to see the {what} settle."], ["steps=4000"], numbers
@@ -147,6 +151,8 @@ def _approximated(posterior: Posterior) -> Verdict:
             ["inference='svi' or 'nuts' for uncertainty about the weights"],
             numbers,
         )
+    if isinstance(posterior.method, Ensemble):
+        return Verdict("approximate", [f"the {what} has settled ({moved}).", _ensemble_words(posterior)], [], numbers)
     reasons = [f"the {what} has settled at {numbers['elbo']:.1f} nats ({moved})."]
     stats = posterior.draws.stats
     if "log_q" in stats:
@@ -171,6 +177,21 @@ def elbo_gain(elbo: np.ndarray) -> tuple[float, float]:
     last, before = elbo[-size:], elbo[5 * size : 6 * size]
     spread = np.diff(elbo[-5 * size :]).std() / np.sqrt(2)  # of one step's estimate
     return float(last.mean() - before.mean()), float(spread * np.sqrt(2 / size))
+
+
+def _ensemble_words(posterior: Posterior) -> str:
+    """What the spread of an ensemble's members is, and is not."""
+    method, lacks = posterior.method, posterior.draws.info.get("without_anchor")
+    assert isinstance(method, Ensemble)
+    if method.members == 1:
+        return "one member: epistemic uncertainty is absent by construction."
+    if method.anchored and lacks:
+        return f"{method.members} anchored members, without an anchor or noise for {lacks}: their spread lacks what these add."
+    if method.anchored:
+        return (
+            f"{method.members} anchored members: draws of the posterior where the model is linear and the noise known."
+        )
+    return f"{method.members} members: their spread is not the posterior's, and away from the rows nothing holds it up."
 
 
 def _rose(nats: float) -> str:

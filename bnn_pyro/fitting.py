@@ -15,17 +15,19 @@ from torch import Tensor
 from bnn_pyro.compiled import BACKENDS
 from bnn_pyro.data import Data, collect, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
+from bnn_pyro.ensemble import check_ensemble, fit_ensemble
 from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown, warn
-from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Method, Prior, make_method
+from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Ensemble, Method, Prior, make_method
 from bnn_pyro.isolation import check_seed, isolated
+from bnn_pyro.minibatches import check_batches
 from bnn_pyro.model import BNN, Model
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.prior import sample_prior
 from bnn_pyro.pyro_nuts import sample_nuts
-from bnn_pyro.pyro_svi import fit_guide
 from bnn_pyro.sampling import sample
 from bnn_pyro.starts import check_rows_part, prior_point
 from bnn_pyro.structure import build_empty_target, build_target
+from bnn_pyro.svi import fit_guide
 from bnn_pyro.target import Target
 from bnn_pyro.units import learn_units, warn_of_units
 
@@ -60,14 +62,14 @@ def fit(
         y: Targets (n,), or (n, k) where the observed site has event shape (k,). For a model of classes, labels (n,) of any
             kind; a pandas Categorical may declare classes that these rows lack. For a regression, numbers (bools count as
             0 and 1).
-        inference: ``"nuts"``, ``"hmc"``, ``"chees"``, ``"svi"``, ``"map"``, ``"prior"``, or a value such as ``NUTS(chains=4)``.
+        inference: A name of ``bnn.list_inference()``, such as ``"nuts"`` or ``"svi"``, or a value such as ``NUTS(chains=4)``.
         seed: All randomness comes from it; torch's, numpy's and Pyro's global state is the same after as before.
         standardize: Put inputs (and real targets) into standard units, learnt on these rows; None for the model's default.
         dtype: ``"float32"`` or ``"float64"``.
         device: ``"cpu"``, or ``"auto"``, which is the same for now.
         engine: ``"compiled"``: this library's samplers, all chains at once; ``"eager"``: the same, with nothing compiled;
-            ``"pyro"``: Pyro's own SVI and NUTS. ``"auto"`` is the first that has the method: SVI and MAP are Pyro's only.
-        backend: How gradients are computed for MCMC: ``"inductor"``, ``"eager"`` (the traced graph), ``"pyro"`` (the program),
+            ``"pyro"``: Pyro's own SVI and NUTS. ``"auto"`` is the first.
+        backend: How gradients are computed: ``"inductor"``, ``"eager"`` (the traced graph), ``"pyro"`` (the program),
             or ``"auto"``, which compiles from 3,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
         progress: Show a bar on a terminal.
         missing: What to do with missing values of a data frame: ``"refuse"`` them, ``"drop"`` their rows, or ``"impute"`` the
@@ -99,7 +101,7 @@ def fit(
             warn_of_units(data, bnn.real_targets, bnn.name)
         if data.n == 0:
             warn(f"{bnn.name}: no rows, so the posterior is the prior; its draws are drawn from there.")
-            method = Prior(draws=getattr(method, "chains", 1) * getattr(method, "draws", 1))
+            method = Prior(draws=getattr(method, "chains", getattr(method, "members", 1)) * getattr(method, "draws", 1))
     notes = [str(w.message) for w in caught]
     for note in notes:
         warn(note)
@@ -112,6 +114,11 @@ def fit(
         )
     if isinstance(method, MCMC) and method.init == "ensemble":
         check_rows_part(target)
+    if isinstance(method, SVI | MAP | Ensemble) and method.batch_size is not None:
+        check_batches(target, method.batch_size)
+
+    if isinstance(method, Ensemble):
+        check_ensemble(target, method)
 
     began = time.perf_counter()
     draws = _infer(target, method, bnn, seed, engine, backend, progress)
@@ -219,13 +226,16 @@ def _known_sites(keep: Sequence[str], target: Target) -> tuple[str, ...]:
 
 def choose_engine(method: Method, engine: str, backend: str) -> tuple[str, str]:
     """The engine and backend that run a method. Raises: OptionError where the engine that was asked for has it not."""
-    if not isinstance(method, MCMC):
-        if engine in ("compiled", "eager") and not isinstance(method, Prior):
-            raise OptionError(f"engine: expected 'pyro' or 'auto' for {method.name}, got {engine!r}. Use 'auto'.")
+    if isinstance(method, Prior):
         return "pyro", backend
-    if engine == "pyro" and not isinstance(method, NUTS):
+    if isinstance(method, SVI | MAP) and backend == "pyro":
+        engine = "pyro"
+    if engine == "pyro" and isinstance(method, SVI | MAP):
+        for option in method.beyond_pyro():
+            raise OptionError(f"engine='pyro': expected {method.name} without {option}. Use engine='compiled'.")
+    elif engine == "pyro" and not isinstance(method, NUTS):
         raise OptionError(f"engine: expected 'compiled' or 'eager' for {method.name}, which Pyro runs not, got 'pyro'.")
-    if engine == "pyro" and (method.thin > 1 or method.adaptation is not None):
+    if engine == "pyro" and isinstance(method, MCMC) and (method.thin > 1 or method.adaptation is not None):
         raise OptionError("engine='pyro': expected NUTS without thin and adaptation. Use engine='compiled'.")
     if engine == "eager":
         if backend == "inductor":
@@ -243,8 +253,10 @@ def _infer(target: Target, method: Method, bnn: Model, seed: int, engine: str, b
         return sample_nuts(target, method, seed, backend, progress)
     if isinstance(method, MCMC):
         return sample(target, method, seed, backend, progress)
+    if isinstance(method, Ensemble):
+        return fit_ensemble(target, method, seed, backend, progress)
     assert isinstance(method, SVI | MAP), "make_method knows no other"
-    return fit_guide(target, method, bnn.guide, seed, progress)
+    return fit_guide(target, method, bnn.guide, seed, engine, backend, progress)
 
 
 def _method(inference: str | Method, options: dict) -> Method:

@@ -41,7 +41,7 @@ def draw(directory: Path, posterior: Any, data: Any, prediction: Any) -> list[Pa
         figures["ppc.png"] = predictive_check(posterior.idata, name, unit)
     if posterior.draws.history:
         figures["elbo.png"] = elbo(
-            posterior.draws.history, name, posterior.method.name == "map", posterior.units.y is not None
+            posterior.draws.history, name, posterior.method.name in ("map", "ensemble"), posterior.units.y is not None
         )
     else:
         figures["trace.png"] = trace(posterior, name, unit)

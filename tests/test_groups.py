@@ -31,6 +31,7 @@ METHODS = {
     "nuts": {"inference": "nuts", "chains": 4, "warmup": 40, "draws": 30, "max_tree_depth": 4},
     "svi": {"inference": "svi", "steps": 300, "draws": 120},
     "map": {"inference": "map", "steps": 300},
+    "ensemble": {"inference": "ensemble", "members": 3, "steps": 300},
 }
 
 
@@ -59,7 +60,12 @@ def test_groups_dims_and_coords(posteriors, name):
     assert results.dataset(idata, "constant_data")["x"].dims == ("row", "feature")
     assert np.array_equal(results.dataset(idata, "observed_data")["y"].values, posterior.data.y)
     kept = results.dataset(idata, "sample_stats")
-    wanted = {"nuts": {"energy", "diverging", "tree_depth"}, "svi": {"log_p", "log_q"}, "map": {"lp"}}[name]
+    wanted = {
+        "nuts": {"energy", "diverging", "tree_depth"},
+        "svi": {"log_p", "log_q"},
+        "map": {"lp"},
+        "ensemble": {"lp"},
+    }[name]
     assert wanted <= set(kept.data_vars)
     for attribute in ("model", "inference", "seed", "settings", "data_checksum", "versions", "engine", "wall_time"):
         assert attribute in idata.attrs, attribute

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from bnn_pyro.errors import OptionError, unknown
+from bnn_pyro.inference.ensemble import Ensemble
 from bnn_pyro.inference.hmc import HMC, ChEES
 from bnn_pyro.inference.mcmc import MCMC, Adaptation
 from bnn_pyro.inference.method import Method
@@ -14,6 +15,7 @@ from bnn_pyro.inference.svi import MAP, SVI
 
 METHODS: dict[str, type[Method]] = {
     "chees": ChEES,
+    "ensemble": Ensemble,
     "hmc": HMC,
     "map": MAP,
     "nuts": NUTS,
@@ -30,6 +32,7 @@ __all__ = [
     "SVI",
     "Adaptation",
     "ChEES",
+    "Ensemble",
     "Method",
     "Prior",
     "list_inference",

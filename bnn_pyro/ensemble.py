@@ -1,0 +1,193 @@
+"""Deep ensembles over a target: all members in one compiled step of Adam."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from bnn_pyro.compiled import sentence, threads_for
+from bnn_pyro.draws import Draws
+from bnn_pyro.elbo_record import ElboRecord
+from bnn_pyro.errors import ModelError, warn
+from bnn_pyro.graphs import normal_priors
+from bnn_pyro.guides import init_to_prior
+from bnn_pyro.inference import Ensemble
+from bnn_pyro.interrupts import watch_interrupts
+from bnn_pyro.isolation import derive_seed, isolated, reseed
+from bnn_pyro.likelihoods import unwrapped
+from bnn_pyro.minibatches import MiniBatches
+from bnn_pyro.points import Point, PointData
+from bnn_pyro.starts import prior_point
+from bnn_pyro.steps import State, Step, adam_step, by_autograd, compile_step, plain_step
+from bnn_pyro.target import Run, Target
+from bnn_pyro.training import Training, optimise
+
+SAME = 1e-6  # relative: sds of the likelihood at two draws of the prior that are called equal
+
+
+def fit_ensemble(target: Target, method: Ensemble, seed: int, backend: str, progress: bool = True) -> Draws:
+    """Trains the members: a chain of ``method.draws`` copies for each.
+
+    Raises: ModelError where the density of some member is not finite.
+    """
+    began = time.perf_counter()
+    noise_sd = _noise_sd(target, method, seed, backend) if method.anchored else None
+    with isolated(derive_seed(seed, "ensemble"), target.dtype, threads=threads_for(target)):
+        without_anchor = _without_anchor(target, method, noise_sd)
+        starts = torch.stack([_start(target, derive_seed(seed, "member", m)) for m in range(method.members)])
+        training = _compile(target, method, seed, backend, starts, noise_sd)
+        if training.step.reason:
+            warn(f"{target.name}, ensemble: {training.step.reason}. Steps are taken by {training.step.backend!r}.")
+        compiled = time.perf_counter()
+        with watch_interrupts() as interrupts:
+            record = ElboRecord(
+                f"{target.name}, ensemble", method.steps, method.lr, "ensemble", progress, "log joint density"
+            )
+            optimise(training, method, method.lr, record, interrupts)
+            record.close()
+    if interrupts.pressed:
+        warn(f"{target.name}, ensemble: interrupted after {record.count} of {method.steps} steps.")
+    z = training.state.position
+    with isolated(dtype=target.dtype), torch.no_grad():
+        lp = torch.stack([target.log_density(member) for member in z])
+    stats = {"lp": lp.cpu().numpy()[:, None].repeat(method.draws, 1)}
+    info: dict[str, Any] = {
+        "gradient_evaluations": record.count * method.members,
+        "steps_taken": record.count,
+        "backend": training.step.backend,
+        "backend_reason": training.step.reason,
+        "compile_time": compiled - began,
+        "sampling_time": time.perf_counter() - compiled,
+    }
+    if method.anchored:
+        info["without_anchor"] = without_anchor
+    z = z.cpu()[:, None].expand(-1, method.draws, -1).contiguous()
+    return Draws(z, stats=stats, history=record.history(), info=info, complete=not interrupts.pressed)
+
+
+def check_ensemble(target: Target, method: Ensemble) -> None:
+    """Raises: ModelError for a program that members cannot be trained on as asked, before any work."""
+    with isolated(seed=0, dtype=target.dtype), torch.no_grad():
+        _start(target, 0)
+        learnt = list(pyro.get_param_store().keys())
+        result = target.evaluate(prior_point(target))
+    if learnt:
+        raise ModelError(
+            f"{target.name}, ensemble: expected a program of sample statements, got pyro.param {learnt[0]!r}, which each "
+            "member would need its own of. Give it a prior, or use inference='map'."
+        )
+    if method.bootstrap and (target.joint or any(s.by_row for s in target.sites)):
+        raise ModelError(
+            f"{target.name}, bootstrap: expected rows that are independent given the latent sites, got a joint observation or "
+            "sites of each row's own. Use bootstrap=False."
+        )
+    if method.anchored and result.scaled:
+        raise ModelError(
+            f"{target.name}, anchored: expected a likelihood as it is, got site {min(result.scaled)!r} inside poutine.scale, "
+            "which the noise of the targets would not follow. Use anchored=False."
+        )
+
+
+def _without_anchor(target: Target, method: Ensemble, noise_sd: Tensor | None) -> str:
+    """What an anchored ensemble's spread lacks: sites whose prior is not a fixed Normal, and y where it gets no noise."""
+    if not method.anchored:
+        return ""
+    fixed = normal_priors(target).sites
+    return ", ".join([*(s.name for s in target.sites if s.name not in fixed), *(["y"] if noise_sd is None else [])])
+
+
+def _start(target: Target, seed: int) -> Tensor:
+    """Where a member starts (dim,): weights at a draw of the prior, scales at a feasible value."""
+    reseed(seed)
+    run = Run(
+        lambda name, fn: (init_to_prior({"name": name, "fn": fn}), torch.zeros((), dtype=torch.float64)), target.dtype
+    )
+    with torch.no_grad(), run:
+        target.program(target.x, target.y)
+    return target.unconstrain(run.values)[0].detach()
+
+
+def _compile(
+    target: Target, method: Ensemble, seed: int, backend: str, starts: Tensor, noise_sd: Tensor | None
+) -> Training:
+    members = len(starts)
+    priors = normal_priors(target)
+    reseed(derive_seed(seed, "diversity"))
+    population = torch.randint(target.n, (members, target.n)) if method.bootstrap else None
+    y = None
+    if noise_sd is not None:
+        y = target.y + noise_sd * torch.randn(members, *target.y.shape, dtype=target.dtype, device=target.device)
+    batches, more, names = None, [], []
+    if method.batch_size is not None and method.batch_size < target.n:
+        batches = MiniBatches(target, method.batch_size, derive_seed(seed, "batches"), members, y, population)
+    else:
+        if y is not None:
+            more, names = [y], ["y"]
+        if population is not None:
+            counts = torch.stack([torch.bincount(p, minlength=target.n) for p in population])
+            more, names = [*more, counts.to(target.dtype).to(target.device)], [*names, "weights"]
+    if method.anchored:
+        more, names = [*more, _anchors(priors, members)], [*names, "shift"]
+    unpack = _unpacker(batches, names)
+    state = State(starts, torch.zeros_like(starts), torch.zeros_like(starts))
+    noise = starts.new_zeros(members, 1, 0)
+    clip = method.clip_norm * (1.0 if batches is None else batches.scale)
+    function = adam_step(Point(target, priors).objective(unpack), [starts.shape[1:]], clip, shared=False)
+    plain = Point(target, priors if method.anchored else None)  # whose shift is of those priors
+    reference = plain_step(by_autograd(plain.objective(unpack), [starts.shape[1:]]), clip)
+    rows = [*(batches.draw() if batches is not None else []), *more]
+    work = starts.shape[1] * (target.n if batches is None else batches.size)
+    try:
+        step = compile_step(function, reference, state, noise, work, backend, *rows)
+    except Exception as error:  # tracing runs a user's program on symbolic tensors: anything may be raised
+        step = Step(reference, "pyro", f"the program cannot be traced: {sentence(error)}")
+    return Training(step, state, noise.shape, batches, more)
+
+
+def _unpacker(batches: MiniBatches | None, names: list[str]) -> Callable[..., PointData]:
+    """What makes a member's data of a step's tensors: those of its batch first, then those that ``names`` says."""
+
+    def unpack(*tensors: Tensor) -> PointData:
+        cut = len(tensors) - len(names)
+        given: dict[str, Any] = dict(zip(names, tensors[cut:], strict=True))
+        data = PointData(**given)
+        if batches is None:
+            return data
+        x, y, scale = batches.rows(*tensors[:cut])
+        return data._replace(x=x, y=y, scale=scale)
+
+    return unpack
+
+
+def _anchors(priors: Any, members: int) -> Tensor:
+    """Draws (members, dim) of the Normal priors, less their means; 0 for other sites."""
+    sd = torch.where(
+        priors.precision > 0, priors.precision.clamp(min=1e-30) ** -0.5, torch.zeros_like(priors.precision)
+    )
+    return sd * torch.randn(members, len(sd), dtype=sd.dtype, device=sd.device)
+
+
+def _noise_sd(target: Target, method: Ensemble, seed: int, backend: str) -> Tensor | None:
+    """The sd of a Normal likelihood by row, at a mode where it is latent; None for another likelihood, such as a label's."""
+    with isolated(derive_seed(seed, "noise"), target.dtype), torch.no_grad():
+        first, second = (_sd_at(target, prior_point(target)) for _ in range(2))
+    if first is None or second is None:
+        return None
+    if torch.allclose(first, second, rtol=SAME, atol=0.0):
+        return first
+    alone = Ensemble(members=1, steps=method.steps, lr=method.lr, lr_decay=method.lr_decay, draws=1)
+    mode = fit_ensemble(target, alone, derive_seed(seed, "mode"), backend, progress=False).z[0, 0]
+    with isolated(dtype=target.dtype), torch.no_grad():
+        return _sd_at(target, mode.to(target.device))
+
+
+def _sd_at(target: Target, z: Tensor) -> Tensor | None:
+    predicted = target.predicted
+    fn = unwrapped(target.evaluate(z).conditionals[predicted.name]) if predicted is not None else None
+    return fn.scale.expand(target.y.shape) if isinstance(fn, Normal) else None
