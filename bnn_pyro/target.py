@@ -2,7 +2,7 @@
 
     log density(z) = log prior(theta) + log |d theta / d z| + sum over rows of log p(y_i | theta, x_i),  theta = T(z)
 
-Its handler ``Run`` is the one way to run a program; only ``pyro_svi`` uses Pyro's own handlers besides. The rest of the
+Its handler ``Run`` is the one way to run a program; guides are run by ``elbo``, ``guides`` and ``pyro_svi``. The rest of the
 package sees functions of flat tensors: ``log_prior``, ``log_likelihood``, ``log_density``, ``forward``, ``constrain``,
 ``unconstrain``. Sites stand in z in program order.
 """

@@ -114,5 +114,5 @@ print(f"picture: {picture}")
 # * A full-rank guide is nearly exact here because this posterior is nearly normal. A network's is not: it has many modes, and
 #   a normal guide sees one of them.
 # * `converged` is a statement about chains that agree. If all chains missed the same far mode, they would agree as well.
-# * The seconds are those of one machine, SVI by Pyro and NUTS by this library's engine. A network of some size costs NUTS
+# * The seconds are those of one machine, both by this library's engine. A network of some size costs NUTS
 #   many more gradients a draw than these few weights: expect minutes to hours, and fit by SVI first.
