@@ -86,13 +86,13 @@ def test_one_thread_where_another_would_change_bits(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(compiled, "_inductor", inductor)
+    monkeypatch.setattr(compiled, "inductor", inductor)
     monkeypatch.setattr(compiled, "WORK_PER_THREAD", 1)
     target = PROBLEMS["linear"]().target()
     before = torch.get_num_threads()
     gradient = compile_gradient(target, problems.points(target, 3), "inductor")
     assert (gradient.backend, gradient.threads) == ("inductor", 1) and torch.get_num_threads() == before
-    monkeypatch.setattr(compiled, "_inductor", lambda graph, example: graph)
+    monkeypatch.setattr(compiled, "inductor", lambda graph, example: graph)
     assert compile_gradient(target, problems.points(target, 3), "inductor").threads > 1
 
 
@@ -114,7 +114,7 @@ def test_a_compiler_that_fails_or_errs_is_not_used(monkeypatch, broken):
             raise RuntimeError("no C++ compiler\nand much more")
         return lambda z: tuple(1.001 * t for t in graph(z))
 
-    monkeypatch.setattr(compiled, "_inductor", inductor)
+    monkeypatch.setattr(compiled, "inductor", inductor)
     target = PROBLEMS["linear"]().target()
     gradient = compile_gradient(target, problems.points(target, 3), "inductor")
     assert gradient.backend == "eager"
@@ -131,7 +131,7 @@ def test_the_program_itself_on_request():
 
 
 def test_auto_goes_by_model_size_and_rows_only(monkeypatch):
-    monkeypatch.setattr(compiled, "_inductor", lambda graph, example: graph)
+    monkeypatch.setattr(compiled, "inductor", lambda graph, example: graph)
     target = PROBLEMS["linear"]().target()
     for rule, backend in ((target.dim * target.n, "inductor"), (target.dim * target.n + 1, "eager")):
         monkeypatch.setattr(compiled, "COMPILE_FROM", rule)
@@ -187,7 +187,7 @@ def test_values_that_are_not_finite_are_the_same_in_the_graph():
 
 def test_a_check_that_finds_nan_on_one_side_only_fails():
     one, nan = torch.ones(2, 1), torch.full((2, 1), torch.nan)
-    difference = compiled._relative_difference
+    difference = compiled.relative_difference
     assert difference((one, one[0]), (one, one[0])) == 0.0
     assert difference((nan, one[0]), (nan, one[0])) == 0.0
     assert difference((nan, one[0]), (one, one[0])) == float("inf")

@@ -266,7 +266,10 @@ def test_what_cannot_be_traced_samples_as_it_is(name):
     assert posterior.attrs["backend"] == asked.attrs["backend"] == "pyro"
     assert case.says in posterior.attrs["backend_reason"] and asked.attrs.get("backend_reason", "") == ""
     draws, same = (np.asarray(p.idata.posterior["w"]) for p in (posterior, asked))
-    assert draws.shape == (1, 40, problems.D) and np.isfinite(draws).all() and len(np.unique(draws[..., 0])) > 20
+    assert draws.shape == (1, 40, problems.D) and np.isfinite(draws).all()
+    assert (
+        case.random or len(np.unique(draws[..., 0])) > 20
+    )  # a density that shakes may hold a chain where it was lucky once
     np.testing.assert_array_equal(draws, same)
 
 

@@ -154,7 +154,7 @@ def test_interrupts_of_another_thread_are_left_alone():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"inference": "svi", "engine": "compiled"}, "engine: expected 'pyro' or 'auto' for svi, got 'compiled'"),
+        ({"inference": "svi", "engine": "pyro", "batch_size": 5}, "engine='pyro': expected svi without batch_size"),
         ({"inference": "chees", "engine": "pyro"}, "engine: expected 'compiled' or 'eager' for chees"),
         ({"inference": "nuts", "engine": "pyro", "thin": 2}, "expected NUTS without thin and adaptation"),
         ({"inference": "nuts", "engine": "eager", "backend": "inductor"}, "expected backend 'auto' or 'eager'"),
