@@ -1,6 +1,8 @@
 """Fixtures for all tests. Imports no torch, so that tests of the command line's start-up time stay honest."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -18,3 +20,11 @@ def data_folder() -> Path:
     folder = Path(value)
     assert folder.is_dir(), f"BNN_PYRO_DATA={value} is no folder"
     return folder
+
+
+@pytest.fixture
+def usual_interrupts() -> Iterator[None]:
+    """A process that a shell started in the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -97,14 +97,6 @@ def test_draws_go_to_a_file_where_they_are_many_and_are_the_same(rows, monkeypat
     assert all(np.array_equal(on_disk.stats[k], v) for k, v in in_memory.stats.items())
 
 
-@pytest.fixture
-def usual_interrupts():
-    """A process that a shell started in the background ignores interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("usual_interrupts")
 def test_an_interrupt_keeps_the_draws_so_far(rows):
     whole = draws(rows, "nuts", chains=2, warmup=10, draws=100, seed=2)

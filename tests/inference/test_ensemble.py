@@ -560,14 +560,6 @@ def test_options_are_refused_before_any_work(options, said, monkeypatch):
     assert isinstance(caught.value, bnn.OptionError | bnn.UnknownNameError)
 
 
-@pytest.fixture
-def usual_interrupts():
-    """A process that a shell started in the background ignores interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("usual_interrupts")
 def test_an_interrupt_keeps_the_steps_so_far(monkeypatch):
     """As far as a fit whose learning rate falls as the first hundred of four hundred steps do."""

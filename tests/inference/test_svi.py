@@ -397,14 +397,6 @@ def test_an_interrupt_ends_the_steps_at_the_next_look():
     assert kept == record.count == (730 // WINDOW + 1) * WINDOW
 
 
-@pytest.fixture
-def usual_interrupts():
-    """A process that a shell started in the background ignores interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("usual_interrupts")
 @pytest.mark.parametrize("engine", ["compiled", "pyro"])
 def test_an_interrupt_keeps_what_is_fitted_and_says_so(engine):
