@@ -30,11 +30,14 @@ help: ## Show this list
 demo: $(STAMP) ## Fit a first network, and leave the run in runs/demo
 	$(BIN)/bnn-pyro demo --out runs/demo
 
+# One process a core, each with its share of threads (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: $(STAMP) ## Run the tests, except the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: $(STAMP) ## Run the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check .

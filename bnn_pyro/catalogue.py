@@ -36,10 +36,11 @@ def model_entries(task: str | None = None) -> list[dict[str, Any]]:
 
 def models_page(entries: list[dict[str, Any]]) -> str:
     """The list of models as text."""
-    lines = [f"{'model':<18}{'task':<16}{'default data':<16}inference"]
+    lines = [f"{'model':<18}{'task':<16}default data"]
     for entry in entries:
-        lines.append(f"{entry['name']:<18}{entry['task']:<16}{entry['dataset']:<16}{', '.join(entry['inference'])}")
+        lines.append(f"{entry['name']:<18}{entry['task']:<16}{entry['dataset']}")
         lines.append(wrapped(entry["about"], "    "))
+        lines.append(wrapped(f"Inference: {', '.join(entry['inference'])}.", "    "))
     return "\n".join([*lines, "", "bnn-pyro show NAME explains one; bnn-pyro fit NAME fits it."])
 
 

@@ -10,6 +10,10 @@ import pytest
 
 matplotlib.use("Agg")
 
+# Several test processes share the cores; torch reads this when it is imported.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
