@@ -65,7 +65,7 @@ def ours(problem: Any, batch: int | None) -> Measured:
     def run(steps: int) -> float:
         quiet: Any = Quiet()
         start = time.perf_counter()
-        optimise(trained.training, SVI(steps=steps, lr=LR), LR, quiet, quiet)
+        optimise(trained, SVI(steps=steps, lr=LR), LR, quiet, quiet)
         return time.perf_counter() - start
 
     return setup, run

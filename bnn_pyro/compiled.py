@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from bnn_pyro.batching import bytes_made
 from bnn_pyro.graphs import normal_priors, trace
+from bnn_pyro.inductor import inductor
 from bnn_pyro.simplify import spell_fills
 from bnn_pyro.target import Target
 
@@ -134,22 +134,6 @@ def compile_gradient(
     return replace(fast, threads=threads) if threads > 1 and _same_on_two_threads(fast, points) else fast
 
 
-def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
-    """Compiled code. ``torch._inductor.compile`` has half the cost per call of ``torch.compile``, but is private.
-
-    Values that more than a few operations went into are stored once, instead of computed anew wherever they are used. The
-    code is the same whatever torch's threads now are, and takes those there are when it runs; made for two threads, it
-    shares out the outermost loop, the chains, alone.
-    """
-    from torch import _inductor
-    from torch._inductor import config
-
-    settings = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2, "size_asserts": False}
-    compile_graph = getattr(_inductor, "compile", None)
-    with torch.no_grad(), config.patch(settings):
-        return compile_graph(graph, list(example)) if compile_graph is not None else torch.compile(graph)
-
-
 def _same_on_two_threads(gradient: Gradient, points: Tensor) -> bool:
     """Whether each bit is the same as on one thread, for a block of unlike points near ``points``."""
     before, results = torch.get_num_threads(), []
@@ -198,8 +182,8 @@ def _checked(fast: Gradient, program: Gradient, points: Tensor) -> Gradient:
     return fast
 
 
-def relative_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """Largest difference of gradients and values, relative to each point's size; equal NaNs and infinities count as 0."""
+def relative_difference(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> float:
+    """Largest difference of tensors (points, ...), relative to each point's size; equal NaNs and infinities count as 0."""
     worst = 0.0
     for a, b in zip(one, other, strict=True):
         a, b = a.double().reshape(len(a), -1), b.double().reshape(len(b), -1)

@@ -102,7 +102,7 @@ def trace_elbo(target: Target, guide: Any, path_gradient: bool) -> Elbo:
     Raises: ModelError for a guide of sites whose draws cannot be differentiated; NotImplementedError for one whose random
         numbers cannot be made of normal ones.
     """
-    with poutine.trace(param_only=True) as params, Substituted() as counted:
+    with torch.no_grad(), poutine.trace(param_only=True) as params, Substituted() as counted:
         values, _, sites = run_guide(target, guide, path_gradient)
         run_program(target, values, target.x, target.y)
     for name, site in sites.items():

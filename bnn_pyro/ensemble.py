@@ -24,7 +24,7 @@ from bnn_pyro.likelihoods import unwrapped
 from bnn_pyro.minibatches import MiniBatches
 from bnn_pyro.points import Point, PointData
 from bnn_pyro.starts import prior_point
-from bnn_pyro.steps import State, Step, adam_step, by_autograd, compile_step, plain_step
+from bnn_pyro.steps import State, adam_step, by_autograd, compile_step, plain_step
 from bnn_pyro.target import Run, Target
 from bnn_pyro.training import Training, optimise
 
@@ -135,18 +135,17 @@ def _compile(
     if method.anchored:
         more, names = [*more, _anchors(priors, members)], [*names, "shift"]
     unpack = _unpacker(batches, names)
-    state = State(starts, torch.zeros_like(starts), torch.zeros_like(starts))
-    noise = starts.new_zeros(members, 1, 0)
+    state, noise = State(starts, [starts.shape[1]]), starts.new_zeros(members, 1, 0)
     clip = method.clip_norm * (1.0 if batches is None else batches.scale)
     function = adam_step(Point(target, priors).objective(unpack), [starts.shape[1:]], clip, shared=False)
     plain = Point(target, priors if method.anchored else None)  # whose shift is of those priors
-    reference = plain_step(by_autograd(plain.objective(unpack), [starts.shape[1:]]), clip)
+    one = by_autograd(plain.objective(unpack), [starts.shape[1:]])
     rows = [*(batches.draw() if batches is not None else []), *more]
     work = starts.shape[1] * (target.n if batches is None else batches.size)
     try:
-        step = compile_step(function, reference, state, noise, work, backend, *rows)
+        step = compile_step(function, one, clip, state, noise, work, backend, *rows)
     except Exception as error:  # tracing runs a user's program on symbolic tensors: anything may be raised
-        step = Step(reference, "pyro", f"the program cannot be traced: {sentence(error)}")
+        step = plain_step(one, clip, 1, f"the program cannot be traced: {sentence(error)}")
     return Training(step, state, noise.shape, batches, more)
 
 

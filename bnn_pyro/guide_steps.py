@@ -1,9 +1,8 @@
-"""Trains a guide by compiled steps: compiles them, takes them, and writes the parameters back to Pyro's store."""
+"""A guide's training by compiled steps, over the parameters that Pyro's store has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,29 +16,32 @@ from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.isolation import derive_seed
 from bnn_pyro.mean_field import mean_field
 from bnn_pyro.minibatches import MiniBatches
-from bnn_pyro.steps import Objective, State, Step, adam_step, by_autograd, check_step, compile_step, plain_step
+from bnn_pyro.steps import (
+    Gradient,
+    Objective,
+    State,
+    adam_step,
+    by_autograd,
+    check_step,
+    compile_step,
+    expected_step,
+    plain_step,
+)  # fmt: skip
 from bnn_pyro.target import Target
 from bnn_pyro.training import Training
 
-
-@dataclass
-class GuideStep:
-    """The training of a guide, and the parameters that it is of, in the order of its state."""
-
-    training: Training
-    leaves: list[Tensor]
-
-    def write_back(self) -> None:
-        """Puts the parameters where the guide reads them."""
-        parts = self.training.state.position[0].split([leaf.numel() for leaf in self.leaves])
-        for leaf, part in zip(self.leaves, parts, strict=True):
-            leaf.data.copy_(part.reshape(leaf.shape))
+# Weights up to which a mean-field guide is written out over the flat vector, which takes a third more memory than site by
+# site.
+FLAT_UP_TO = 1_000_000
 
 
 def compile_guide_step(
     target: Target, guide: Any, method: SVI | MAP, seed: int, backend: str
-) -> tuple[GuideStep | None, str]:
-    """The step, and why it is not faster; None and the reason where there is none. Call it inside ``isolated``."""
+) -> tuple[Training | None, str]:
+    """The training, and why it is not faster; None and the reason where there is none. Call it inside ``isolated``.
+
+    The parameters in Pyro's store are views of its position from then on.
+    """
     batches = None
     if method.batch_size is not None and method.batch_size < target.n:
         batches = MiniBatches(target, method.batch_size, derive_seed(seed, "batches"))
@@ -52,7 +54,8 @@ def compile_guide_step(
         estimator = method.estimator if isinstance(method, SVI) else "weights"
         # Rows with noise of their own leave the weights' draw to the KL alone, where it would only add noise.
         closed = isinstance(method, SVI) and (method.closed_form_kl or estimator != "weights")
-        written = mean_field(elbo, closed)
+        small = closed or target.dim <= FLAT_UP_TO
+        written = mean_field(elbo, closed) if small else None
         if written is None and closed:
             return None, "it is known for mean-field normal guides only"
         rows = batches.draw() if batches is not None else []
@@ -62,46 +65,50 @@ def compile_guide_step(
         fast: Elbo = elbo if written is None else written
         as_run: Elbo = elbo if written is None else written.as_run()
         leaves = list(fast.leaves.values())
-        position = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])[None]
+        state = State(_joined(leaves), [shape.numel() for shape in fast.shapes])
         clip = method.clip_norm * (1.0 if batches is None else batches.scale)
-        state = State(position, torch.zeros_like(position), torch.zeros_like(position))
         noise = torch.randn(1, 1 if isinstance(method, MAP) else method.particles, fast.noise)
         function = adam_step(_objective(fast, batches), fast.shapes, clip, shared=False)
-        reference = plain_step(_at_leaves(as_run, batches), clip)
+        one = _at_leaves(as_run, batches)
         if written is not None and closed:
             # It equals what the guide's own run gives in the mean only: what it is made of is checked instead.
             sampled = replace(written, closed_form=False, estimator="weights", noise=elbo.noise)
-            parts = Step(adam_step(_objective(sampled, batches), written.shapes, clip, shared=False), "")
-            size = noise.new_full((), 0.01)
-            check_step(parts, Step(reference, ""), (*state, noise[..., : elbo.noise], size, *rows))
-            reference = plain_step(by_autograd(_objective(written, batches), written.shapes), clip)
-        count = target.n if batches is None else batches.size
-        work = position.numel() * count
-        step = compile_step(function, reference, state, noise, work, backend, *rows)
+            parts = by_autograd(_objective(sampled, batches), written.shapes)
+            drawn = noise[..., : elbo.noise]
+            expected = expected_step(one, clip, state.position, drawn, *rows)
+            check_step(plain_step(parts, clip, len(fast.shapes)), expected, state, drawn, *rows)
+            one = by_autograd(_objective(written, batches), written.shapes)
+        work = state.position.numel() * (target.n if batches is None else batches.size)
+        step = compile_step(function, one, clip, state, noise, work, backend, *rows)
     except ArithmeticError as error:
         return None, str(error)
     except Exception as error:  # tracing runs a user's programs on symbolic tensors: anything may be raised
         return None, f"the guide or the program cannot be traced: {sentence(error)}"
-    return GuideStep(Training(step, state, noise.shape, batches), leaves), step.reason
+    return Training(step, state, noise.shape, batches), step.reason
 
 
-def _at_leaves(elbo: Elbo, batches: MiniBatches | None) -> Callable[..., tuple[Tensor, Tensor]]:
+def _joined(leaves: list[Tensor]) -> Tensor:
+    """The parameters (1, k), of which the leaves become views."""
+    position = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
+    for leaf, part in zip(leaves, position.split([leaf.numel() for leaf in leaves]), strict=True):
+        leaf.data = part.reshape(leaf.shape)
+    return position[None]
+
+
+def _at_leaves(elbo: Elbo, batches: MiniBatches | None) -> Gradient:
     """Gradient and terms with the parameters where guide and program have them, as Pyro's own step would find them."""
     leaves = list(elbo.leaves.values())
 
     def one(position: Tensor, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
-        before = [leaf.detach().clone() for leaf in leaves]
-        parts = position.split([leaf.numel() for leaf in leaves])
-        for leaf, part in zip(leaves, parts, strict=True):
-            leaf.data.copy_(part.reshape(leaf.shape))
         data = batches.rows(*rows) if batches is not None else None
         with torch.enable_grad():
             terms = torch.stack([torch.stack(elbo.terms(None, own, data)) for own in noise]).mean(0)
             grads = torch.autograd.grad(terms[1] - terms[0], leaves, allow_unused=True)
-        for leaf, value in zip(leaves, before, strict=True):
-            leaf.data.copy_(value)
-        flat = [torch.zeros_like(p) if g is None else g.reshape(-1) for g, p in zip(grads, parts, strict=True)]
-        return torch.cat(flat), terms.detach()
+        flat = torch.zeros_like(position)
+        for grad, part in zip(grads, flat.split([leaf.numel() for leaf in leaves]), strict=True):
+            if grad is not None:
+                part.copy_(grad.reshape(-1))
+        return flat, terms.detach()
 
     return one
 

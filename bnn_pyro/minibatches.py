@@ -12,6 +12,9 @@ from bnn_pyro.isolation import isolated
 from bnn_pyro.starts import prior_point
 from bnn_pyro.target import Target
 
+NUMBERS_AHEAD = 1_000_000  # gathered at once
+MOST_AHEAD = 100  # batches gathered at once, at most
+
 
 class MiniBatches:
     """Batches of ``size`` rows of a target for each of ``members``, each in an order of its own that the seed gives.
@@ -38,18 +41,28 @@ class MiniBatches:
         self._count, self._members, self._population = target.n, members, population
         self._generator = torch.Generator().manual_seed(seed)
         self._waiting = torch.empty(members, 0, dtype=torch.int64)
+        numbers = members * size * sum(t[:1].numel() for t in [*self._x, target.y])
+        self._ahead = max(1, min(MOST_AHEAD, NUMBERS_AHEAD // max(1, numbers)))
+        self._ready: list[list[Tensor]] = []
 
     def draw(self) -> list[Tensor]:
         """The tensors of the next batches, each (members, size, ...): those of x, and y."""
-        while self._waiting.shape[1] < self.size:
+        if not self._ready:
+            self._ready = self._gather(self._ahead)[::-1]
+        return self._ready.pop()
+
+    def _gather(self, count: int) -> list[list[Tensor]]:
+        """The next ``count`` batches, gathered at once: one by one they would cost as much as a small network's step."""
+        while self._waiting.shape[1] < count * self.size:
             order = torch.rand(self._members, self._count, generator=self._generator, dtype=torch.float64).argsort(1)
             if self._population is not None:
                 order = self._population.gather(1, order)
             self._waiting = torch.cat([self._waiting, order], 1)
-        mine, self._waiting = self._waiting[:, : self.size], self._waiting[:, self.size :]
-        mine = mine.to(self._y.device)
+        mine, self._waiting = self._waiting.split([count * self.size, self._waiting.shape[1] - count * self.size], 1)
+        mine = mine.reshape(self._members, count, self.size).transpose(0, 1).to(self._y.device)
         member = torch.arange(self._members, device=mine.device)[:, None]
-        return [*(t[mine] for t in self._x), self._y[member, mine] if self._own_y else self._y[mine]]
+        tensors = [*(t[mine] for t in self._x), self._y[member, mine] if self._own_y else self._y[mine]]
+        return [list(own) for own in zip(*(t.unbind() for t in tensors), strict=True)]
 
     def rows(self, *tensors: Tensor) -> Rows:
         """One member's part of what ``draw`` gave, as the program takes it."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 _aten = torch.ops.aten
 _FILLS = {  # constant whatever the values of the tensor that they take shape from
@@ -25,13 +26,12 @@ _NEUTRAL = {_aten.pow.Tensor_Scalar: 1, _aten.mul.Tensor: 1, _aten.mul.Scalar: 1
             _aten.sub.Tensor: 0}  # fmt: skip
 
 
-def simplify(graph: GraphModule, *example: Tensor) -> GraphModule:
-    """The same function of arguments like ``example`` with fewer nodes; a graph that writes in place stays as it is."""
+def simplify(graph: GraphModule) -> GraphModule:
+    """The same function with fewer nodes, of a graph that ``make_fx`` made; one that writes in place stays as it is."""
     if any(n.op == "call_function" and n.target._schema.is_mutable for n in graph.graph.nodes if _is_operation(n)):
         return _drop(graph, [n for n in graph.graph.nodes if n.target is _aten.detach.default])
-    _fold_constants(graph, example)
-    values = _values(graph, example)
-    _drop(graph, [n for n in graph.graph.nodes if _does_nothing(n, values)])
+    _fold_constants(graph)
+    _drop(graph, [n for n in graph.graph.nodes if _does_nothing(n)])
     _share(graph)
     return graph
 
@@ -55,19 +55,19 @@ def spell_fills(graph: GraphModule) -> GraphModule:
     return graph
 
 
-def spell_thin_products(graph: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
+def spell_thin_products(graph: GraphModule) -> GraphModule:
     """The same function where a product with a lone column, or of a column and a row, is written as what it comes to.
 
     A compiler makes one loop of these and of what stands around them, where a matrix product is a call of its own.
     """
     graph = GraphModule(graph, copy.deepcopy(graph.graph))
-    values = _values(graph, example)
     for node in [n for n in graph.graph.nodes if n.target is _aten.mm.default]:
         a, b = node.args
-        if values[a].shape[1] != 1 and values[b].shape[1] != 1:
+        columns = [getattr(_like(n), "shape", (0, 0))[1] for n in (a, b)]
+        if 1 not in columns:
             continue
         with graph.graph.inserting_before(node):
-            if values[a].shape[1] == 1:
+            if columns[0] == 1:
                 new = graph.graph.call_function(_aten.mul.Tensor, (a, b))
             else:
                 row = graph.graph.call_function(_aten.t.default, (b,))
@@ -79,37 +79,56 @@ def spell_thin_products(graph: GraphModule, example: tuple[Tensor, ...]) -> Grap
     return graph
 
 
-def _values(graph: GraphModule, example: tuple[Tensor, ...]) -> dict[Node, Any]:
-    """What each node is at the example."""
-    found: dict[Node, Any] = {}
+def write_back(graph: GraphModule, count: int) -> GraphModule:
+    """The same function where its first ``count`` results are written to its first ``count`` arguments, and not returned."""
+    graph = GraphModule(graph, copy.deepcopy(graph.graph))
+    (output,) = (n for n in graph.graph.nodes if n.op == "output")
+    arguments = [n for n in graph.graph.nodes if n.op == "placeholder"][:count]
+    results = output.args[0]
+    with graph.graph.inserting_before(output):
+        for argument, result in zip(arguments, results[:count], strict=True):
+            graph.graph.call_function(_aten.copy_.default, (argument, result))
+    output.args = (tuple(results[count:]),)
+    graph.recompile()
+    return graph
 
-    class Recorder(Interpreter):
-        def run_node(self, n: Node) -> Any:
-            found[n] = super().run_node(n)
-            return found[n]
 
-    with torch.no_grad():
-        Recorder(graph).run(*example)
-    return found
+def _like(node: Node) -> Any:
+    """A tensor of the shape, strides and dtype that a node's has, perhaps without values; None where that is not known."""
+    if node.op == "get_attr":
+        return getattr(node.graph.owning_module, str(node.target))
+    return node.meta.get("val")
+
+
+def _blank(node: Node) -> Any:
+    """A real tensor like a node's, of any values."""
+    like = _like(node)
+    if not isinstance(like, Tensor):
+        return like
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
 
 
 def _is_operation(node: Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 
-def _fold_constants(graph: GraphModule, example: tuple[Tensor, ...]) -> None:
-    values = _values(graph, example)
-    constant: set[Node] = set()
+def _fold_constants(graph: GraphModule) -> None:
+    """Nodes that no argument has a part in become tensors that the graph holds."""
+    values: dict[Node, Any] = {}
     for node in graph.graph.nodes:
-        if node.op == "get_attr" or (
-            _is_operation(node)
-            and torch.Tag.nondeterministic_seeded not in node.target.tags
-            and (node.target in _FILLS or all(i in constant for i in node.all_input_nodes))
-        ):
-            constant.add(node)
+        if node.op == "get_attr":
+            values[node] = getattr(graph, str(node.target))
+        elif _is_operation(node) and torch.Tag.nondeterministic_seeded not in node.target.tags:
+            fill = node.target in _FILLS
+            if fill or all(i in values for i in node.all_input_nodes):
+                args, kwargs = (
+                    map_arg(a, lambda n: values[n] if n in values else _blank(n)) for a in (node.args, node.kwargs)
+                )
+                with torch.no_grad():
+                    values[node] = node.target(*args, **kwargs)
     for node in list(graph.graph.nodes):
-        known = node in constant and node.op != "get_attr" and isinstance(values[node], Tensor)
-        if known and any(user not in constant for user in node.users):
+        known = node.op != "get_attr" and isinstance(values.get(node), Tensor)
+        if known and any(user not in values for user in node.users):
             name = f"_constant_{node.name}"
             # as it lies in memory: operations that expand a number over rows are not to be spelt out
             graph.register_buffer(name, values[node])
@@ -119,10 +138,10 @@ def _fold_constants(graph: GraphModule, example: tuple[Tensor, ...]) -> None:
     graph.recompile()
 
 
-def _does_nothing(node: Node, values: dict[Node, Any]) -> bool:
+def _does_nothing(node: Node) -> bool:
     if not _is_operation(node) or not node.args or not isinstance(node.args[0], Node):
         return False
-    before, after = values[node.args[0]], values[node]
+    before, after = _like(node.args[0]), _like(node)
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return False
     same = (before.shape, before.dtype, before.stride(), before.device) == (
@@ -133,7 +152,7 @@ def _does_nothing(node: Node, values: dict[Node, Any]) -> bool:
         other = node.args[1]
         if not isinstance(other, Node):
             return bool(other == _NEUTRAL[node.target])
-        return other.op == "get_attr" and bool((values[other] == _NEUTRAL[node.target]).all())
+        return other.op == "get_attr" and bool((_like(other) == _NEUTRAL[node.target]).all())
     return node.target in _RESHAPES
 
 

@@ -9,62 +9,73 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from bnn_pyro.compiled import COMPILE_FROM, inductor, relative_difference, sentence
+from bnn_pyro.compiled import COMPILE_FROM, relative_difference, sentence
 from bnn_pyro.graphs import trace_function
-from bnn_pyro.simplify import spell_fills, spell_thin_products
+from bnn_pyro.inductor import inductor
+from bnn_pyro.simplify import spell_fills, spell_thin_products, write_back
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+CHECKED_SIZE = 0.01  # of the step that is checked
+CHECKED_AT_ONCE = 1_000_000  # parameters, which takes little memory
 # Relative, compiled against plain: wider than a full gradient's, since a mini-batch's rounding is scaled up with it.
 STEP_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
-class State(NamedTuple):
-    """Parameters and Adam's moments, each (members, parameters)."""
+class State:
+    """Parameters and Adam's moments, each (members, parameters), which steps write in place.
 
-    position: Tensor
-    mean: Tensor
-    square: Tensor
+    Attributes:
+        parts: Views of each part's position, of each one's mean, and of each one's square: what a step takes.
+    """
+
+    def __init__(self, position: Tensor, sizes: Sequence[int]):
+        self.position, self.mean, self.square = position, torch.zeros_like(position), torch.zeros_like(position)
+        self.parts = [part for whole in (position, self.mean, self.square) for part in whole.split(list(sizes), 1)]
 
 
 Objective = Callable[..., tuple[Tensor, Tensor]]
-Function = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+Gradient = Callable[
+    ..., tuple[Tensor, Tensor]
+]  # (position, noise (particles, k), *rows) of a member -> gradient, terms
+Function = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """``step(state, noise, count, lr, *rows)`` gives the next state and the terms (members, 2) of the loss before it.
+    """``step(state, noise, count, lr, *rows)`` moves the state, and gives the terms (members, 2) of the loss before.
 
-    ``noise`` is (members, particles, k) and ``count`` the number of this step, from 1 on. ``backend`` is what runs and
-    ``reason`` says why a faster one does not.
+    ``noise`` is (members, particles, k) and ``count`` the number of this step, from 1 on. ``call`` has the step's size in
+    place of ``count`` and ``lr``. ``backend`` is what runs and ``reason`` says why a faster one does not.
     """
 
-    call: Function
+    call: Callable[..., Tensor]
     backend: str
     reason: str = ""
 
-    def __call__(self, state: State, noise: Tensor, count: int, lr: float, *rows: Tensor) -> tuple[State, Tensor]:
+    def __call__(self, state: State, noise: Tensor, count: int, lr: float, *rows: Tensor) -> Tensor:
         size = lr * math.sqrt(1 - BETAS[1] ** count) / (1 - BETAS[0] ** count)
-        position, mean, square, terms = self.call(*state, noise, state.mean.new_full((), size), *rows)
-        return State(position, mean, square), terms
+        return self.call(*state.parts, noise, noise.new_full((), size), *rows)
 
 
 def adam_step(objective: Objective, shapes: Sequence[torch.Size], clip: float, shared: bool) -> Function:
-    """The step as a function of (position, mean, square, noise, step size, *rows), not compiled.
+    """The step as a pure function of (*state.parts, noise, step size, *rows), to be traced: the next parts, and the terms.
+
+    Parts are updated each by itself: joined, their gradient alone would be as large as all parameters.
 
     Args:
         objective: (parts, noise (k,), *rows) -> loss () and terms (2,), of one draw; parts have ``shapes``.
         clip: Bound of each gradient's entries.
         shared: Whether all members have the same rows; else these have a leading axis for members.
     """
-    sizes = [shape.numel() for shape in shapes]
+    count = len(shapes)
 
     def loss(parts: tuple[Tensor, ...], noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         if len(noise) == 1:
@@ -72,27 +83,31 @@ def adam_step(objective: Objective, shapes: Sequence[torch.Size], clip: float, s
         values, terms = vmap(lambda own: objective(parts, own, *rows))(noise)
         return values.mean(0), terms.mean(0)
 
-    def one(position: Tensor, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
-        parts = tuple(p.reshape(s) for p, s in zip(position.split(sizes), shapes, strict=True))
+    def one(position: tuple[Tensor, ...], noise: Tensor, *rows: Tensor) -> tuple[list[Tensor], Tensor]:
+        parts = tuple(p.reshape(s) for p, s in zip(position, shapes, strict=True))
         grads, (_, terms) = grad_and_value(loss, has_aux=True)(parts, noise, *rows)
-        return torch.cat([g.reshape(-1) for g in grads]), terms
+        return [g.reshape(-1) for g in grads], terms
 
-    def step(
-        position: Tensor, mean: Tensor, square: Tensor, noise: Tensor, size: Tensor, *rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if len(position) == 1:  # without the batched products that vmap makes
-            mine = rows if shared else [r[0] for r in rows]
-            grad, terms = (t[None] for t in one(position[0], noise[0], *mine))
+    def step(*args: Tensor) -> tuple[Tensor, ...]:
+        position, mean, square = (args[i * count : (i + 1) * count] for i in range(3))
+        noise, size, *rows = args[3 * count :]
+        if len(noise) == 1:  # without the batched products that vmap makes
+            grads, terms = one(tuple(p[0] for p in position), noise[0], *(rows if shared else [r[0] for r in rows]))
+            grads, terms = [g[None] for g in grads], terms[None]
         else:
             row_dims = [None if shared else 0] * len(rows)
-            grad, terms = vmap(one, in_dims=(0, 0, *row_dims))(position, noise, *rows)
-        return *_updated(position, mean, square, grad.clamp(-clip, clip), size), terms
+            grads, terms = vmap(one, in_dims=(0, 0, *row_dims))(position, noise, *rows)
+        moved = [
+            _updated(p, m, s, g.clamp(-clip, clip), size)
+            for p, m, s, g in zip(position, mean, square, grads, strict=True)
+        ]
+        return *(part for kind in zip(*moved) for part in kind), terms
 
     return step
 
 
-def by_autograd(objective: Objective, shapes: Sequence[torch.Size]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """(position, noise (particles, k), *rows) -> gradient and terms by torch's autograd, one draw after another."""
+def by_autograd(objective: Objective, shapes: Sequence[torch.Size]) -> Gradient:
+    """The gradient and terms of one member by torch's autograd, one draw after another."""
     sizes = [shape.numel() for shape in shapes]
 
     def one(position: Tensor, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +121,21 @@ def by_autograd(objective: Objective, shapes: Sequence[torch.Size]) -> Callable[
     return one
 
 
-def plain_step(one: Callable[..., tuple[Tensor, Tensor]], clip: float) -> Function:
-    """``adam_step`` for rows of each member's own, member by member, where ``one`` gives a gradient and terms."""
+def plain_step(one: Gradient, clip: float, count: int, reason: str = "") -> Step:
+    """A step of ``count`` parts, member by member, each with rows of its own, where ``one`` gives gradient and terms."""
 
-    def step(
-        position: Tensor, mean: Tensor, square: Tensor, noise: Tensor, size: Tensor, *rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        grads, terms = zip(*(one(*own) for own in zip(position, noise, *rows, strict=True)), strict=True)
-        return *_updated(position, mean, square, torch.stack(grads).clamp(-clip, clip), size), torch.stack(terms)
+    @torch.no_grad()
+    def call(*args: Tensor) -> Tensor:
+        noise, size, *rows = args[3 * count :]
+        position, mean, square = (torch.cat(args[i * count : (i + 1) * count], 1) for i in range(3))
+        grad, terms = expected_step(one, clip, position, noise, *rows)
+        moved = _updated(position, mean, square, grad, size)
+        new = [part for whole in moved for part in whole.split([p.shape[1] for p in args[:count]], 1)]
+        for old, part in zip(args[: 3 * count], new, strict=True):
+            old.copy_(part)
+        return terms
 
-    return step
+    return Step(call, "pyro", reason)
 
 
 def _updated(
@@ -128,57 +148,79 @@ def _updated(
 
 def compile_step(
     function: Function,
-    reference: Function,
+    one: Gradient,
+    clip: float,
     state: State,
     noise: Tensor,
     work: int,
     backend: str = "auto",
     *rows: Tensor,
 ) -> Step:
-    """The fastest form of ``adam_step``'s function that agrees with ``reference`` at ``state``.
+    """The fastest form of ``adam_step``'s function that agrees with ``one`` at ``state``, which is as new afterwards.
 
     Call it inside ``isolated``.
 
     Args:
-        reference: ``plain_step`` of the program as it is.
+        one: The gradient and terms of the program as it is.
         work: Parameters times rows, by which ``"auto"`` chooses as ``compiled.compile_gradient`` does.
-    Raises: whatever the program raises on symbolic tensors.
+    Raises: ArithmeticError where the function does not agree; whatever the program raises on symbolic tensors.
     """
-    size = torch.full((), 0.01, dtype=noise.dtype)
-    example = (*state, noise, size, *rows)
-    plain = Step(reference, "pyro")
     if backend == "auto":
         backend = "inductor" if work >= COMPILE_FROM else "eager"
-    graph = trace_function(function, example, state.position.shape[0])
-    eager = Step(_without_grad(graph), "eager")
-    check_step(eager, plain, example)
-    if backend == "eager":
-        return eager
-    try:
-        fast = Step(_without_grad(inductor(spell_thin_products(spell_fills(graph), example), example)), "inductor")
-        check_step(fast, plain, example)
-    except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
-        return Step(eager.call, "eager", f"inductor failed: {sentence(error)}")
-    return fast
+    example = (*state.parts, noise, noise.new_full((), CHECKED_SIZE), *rows)
+    graph = write_back(trace_function(function, example, len(noise)), len(state.parts))
+    eager, reason = Step(_without_grad(graph), "eager"), ""
+    expected = expected_step(one, clip, state.position, noise, *rows)
+    if backend != "eager":
+        try:
+            fast = Step(_without_grad(inductor(spell_thin_products(spell_fills(graph)), example)), "inductor")
+            check_step(fast, expected, state, noise, *rows)
+            return fast
+        except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
+            reason = f"inductor failed: {sentence(error)}"
+    check_step(eager, expected, state, noise, *rows)
+    return replace(eager, reason=reason)
 
 
-def check_step(fast: Step, plain: Step, example: tuple[Tensor, ...]) -> None:
-    """Compares all that a step gives, from second moments of 1: from 0 it would be the gradient's sign, however small."""
-    position, mean, square, *rest = example
-    moments = torch.zeros_like(mean), torch.ones_like(square)
-    got, expected = (step.call(position, *moments, *rest) for step in (fast, plain))
-    scale = 1 / (1 - BETAS[0])  # of the gradient in the first moment
-    gap = max(
-        relative_difference((got[1] * scale, got[3]), (expected[1] * scale, expected[3])),
-        relative_difference((got[0], got[2]), (expected[0], expected[2])),
-    )
-    if gap > STEP_TOLERANCE[position.dtype]:
+def expected_step(one: Gradient, clip: float, position: Tensor, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Clipped gradients (members, parameters) and terms (members, 2) by ``one``."""
+    grads, terms = zip(*(one(*own) for own in zip(position, noise, *rows, strict=True)), strict=True)
+    grad = grads[0][None] if len(grads) == 1 else torch.stack(grads)
+    return grad.clamp_(-clip, clip), torch.stack(terms)
+
+
+def check_step(fast: Step, expected: tuple[Tensor, Tensor], state: State, noise: Tensor, *rows: Tensor) -> None:
+    """Compares all that a step does, from second moments of 1: from 0 it would be the gradient's sign, however small.
+
+    The state is as new afterwards.
+    Raises: ArithmeticError where it is not what ``expected_step`` gave.
+    """
+    grad, terms = expected
+    before, size = state.position.clone(), noise.new_full((), CHECKED_SIZE)
+    state.mean.zero_()
+    state.square.fill_(1.0)
+    found = fast.call(*state.parts, noise, size, *rows)
+    gap = relative_difference((found,), (terms,))
+    for start in range(0, before.shape[1], CHECKED_AT_ONCE):
+        part = slice(start, start + CHECKED_AT_ONCE)
+        old = before[:, part]
+        wanted = _updated(old, torch.zeros_like(old), torch.ones_like(old), grad[:, part], size)
+        scale = 1 / (1 - BETAS[0])  # of the gradient in the first moment
+        gap = max(
+            gap,
+            relative_difference((state.mean[:, part] * scale,), (wanted[1] * scale,)),
+            relative_difference((state.position[:, part], state.square[:, part]), (wanted[0], wanted[2])),
+        )
+    state.position.copy_(before)
+    state.mean.zero_()
+    state.square.zero_()
+    if not gap <= STEP_TOLERANCE[before.dtype]:
         raise ArithmeticError(f"a step differs from the program's by {gap:.1e}, relative")
 
 
 def _without_grad(function: Callable) -> Any:
     def call(*args: Tensor) -> Any:
         with torch.no_grad():
-            return function(*args)
+            return function(*args)[0]
 
     return call

@@ -1,6 +1,6 @@
 """SVI and MAP over a target and any guide: ELBO, gradient and Adam's update as one compiled step.
 
-The guide is Pyro's or the user's; its parameters come from Pyro's store and go back there. Pyro's own loop (``pyro_svi``)
+The guide is Pyro's or the user's; its parameters are those in Pyro's store. Pyro's own loop (``pyro_svi``)
 runs what cannot be traced, and ``engine="pyro"``.
 """
 
@@ -63,8 +63,7 @@ def fit_guide(
             if trained is None:
                 optimise_by_pyro(target, program, guide, method, lr, record, interrupts)
             else:
-                optimise(trained.training, method, lr, record, interrupts, method.patience)
-                trained.write_back()
+                optimise(trained, method, lr, record, interrupts, method.patience)
             record.close()
         if interrupts.pressed:
             if not record.count:
@@ -88,7 +87,7 @@ def fit_guide(
         "guide": type(guide).__name__,
         "lr": lr,
         "steps_taken": record.count,
-        "backend": "pyro" if trained is None else trained.training.step.backend,
+        "backend": "pyro" if trained is None else trained.step.backend,
         "backend_reason": reason,
         "compile_time": compiled - began,
         "sampling_time": optimised - compiled,

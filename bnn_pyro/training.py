@@ -60,25 +60,27 @@ def optimise(
     The parameters kept are the last, unless the ELBO was higher before by more than ``BEST_ERRORS`` standard errors.
     """
     decay = method.lr_decay ** (1 / method.steps)
+    state = trained.state
     ahead = max(1, min(WINDOW, NOISE_NUMBERS // max(1, trained.noise.numel())))
-    best, best_elbo = trained.state, (-np.inf, 0.0)
+    noise = state.position.new_empty(ahead, *trained.noise)
+    best, best_elbo = state.position.clone(), (-np.inf, 0.0)
     terms: list[Tensor] = []
     for count in range(1, method.steps + 1):
         if (count - 1) % ahead == 0:
-            noise = torch.randn(ahead, *trained.noise)
+            noise.normal_()
         rows = trained.more if trained.batches is None else [*trained.batches.draw(), *trained.more]
-        trained.state, term = trained.step(trained.state, noise[(count - 1) % ahead], count, lr * decay**count, *rows)
-        terms.append(term.mean(0))
+        terms.append(trained.step(state, noise[(count - 1) % ahead], count, lr * decay**count, *rows))
         if count % WINDOW == 0 or count == method.steps:
-            record.add(torch.stack(terms).cpu().numpy())
+            record.add(torch.stack(terms).mean(1).cpu().numpy())
             terms = []
             window = _mean(record.elbo(WINDOW))
             if window[0] > best_elbo[0]:
-                best, best_elbo = trained.state, window
+                best_elbo = window
+                best.copy_(state.position)
             if interrupts.pressed or (patience is not None and _settled(record, patience)):
                 break
     if best_elbo[0] - window[0] > BEST_ERRORS * np.hypot(best_elbo[1], window[1]):
-        trained.state = best
+        state.position.copy_(best)
 
 
 def _mean(elbo: np.ndarray) -> tuple[float, float]:

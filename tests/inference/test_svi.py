@@ -336,10 +336,11 @@ def drive(elbo, steps, patience=None, press=None, noise=1.0):
         interrupts.pressed = interrupts.pressed or count == press
         lrs.append(lr)
         terms = torch.tensor([[elbo(count) + noise * draws[count], 0.0]], dtype=torch.float64)
-        return State(torch.full((1, 1), float(count)), state.mean, state.square), terms
+        state.position.fill_(count)
+        return terms
 
     lrs = []
-    trained = Training(step, State(*torch.zeros(3, 1, 1)), torch.Size([1, 1, 1]))
+    trained = Training(step, State(torch.zeros(1, 1), [1]), torch.Size([1, 1, 1]))
     record = ElboRecord("here", steps, 0.1, "svi", progress=False)
     with isolated(seed=0):
         optimise(trained, SimpleNamespace(steps=steps, lr_decay=0.01), 0.1, record, interrupts, patience)

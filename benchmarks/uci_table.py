@@ -1,0 +1,158 @@
+"""Tables of 80 columns from the rows that ``uci.py`` has written, beside published scores."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+Candidates = dict[str, list[dict[str, float]]]
+SCORES = {
+    "test_lpd": ("Test log-likelihood per row, nats, original units of y; higher is better", 1),
+    "test_rmse": ("Test RMSE, original units of y; lower is better", -1),
+}
+SOURCES = {
+    "svi": "hjljhl/BNN, README: SVI in Pyro, mean field, 400 epochs",
+    "ensemble": "Lakshminarayanan et al. 2017, arXiv:1612.01474, table 1: 5 networks, 40 epochs",
+}
+ENOUGH = 2.0  # combined standard errors by which ours may be worse
+
+
+@dataclass(frozen=True)
+class Published:
+    """A mean over splits and its standard deviation over them, with the digits that the source prints."""
+
+    mean: str
+    stdev: str
+    splits: int = 20
+
+    @property
+    def value(self) -> float:
+        return float(self.mean)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return float(self.stdev) / math.sqrt(self.splits)
+
+    @property
+    def rounding(self) -> float:
+        """Standard deviation of what rounding has cut off the mean: half of its last digit at most, evenly spread."""
+        return 0.5 * 10.0 ** -len(self.mean.partition(".")[2]) / math.sqrt(3)
+
+
+# Both sources use one layer of 50 ReLU units and 20 splits of 90 to 10, and their +- is the standard deviation over splits:
+# the first says so; the second's fits no standard error.
+PUBLISHED: dict[tuple[str, str, str], Published] = {
+    ("concrete", "svi", "test_lpd"): Published("-3.285", "0.184"),
+    ("wine", "svi", "test_lpd"): Published("-0.970", "0.061"),
+    ("kin8nm", "svi", "test_lpd"): Published("0.965", "0.070"),
+    ("concrete", "ensemble", "test_lpd"): Published("-3.06", "0.18"),
+    ("wine", "ensemble", "test_lpd"): Published("-0.94", "0.12"),
+    ("kin8nm", "ensemble", "test_lpd"): Published("1.20", "0.02"),
+    ("concrete", "svi", "test_rmse"): Published("5.811", "0.536"),
+    ("wine", "svi", "test_rmse"): Published("0.637", "0.035"),
+    ("kin8nm", "svi", "test_rmse"): Published("0.086", "0.003"),
+    ("concrete", "ensemble", "test_rmse"): Published("6.03", "0.58"),
+    ("wine", "ensemble", "test_rmse"): Published("0.64", "0.04"),
+    ("kin8nm", "ensemble", "test_rmse"): Published("0.09", "0.00"),
+}
+
+
+def key(row: Row) -> tuple[str, str, int]:
+    return row["set"], row["method"], row["split"]
+
+
+def scored(rows: list[Row], candidates: Candidates) -> list[Row]:
+    """Rows with scores that were chosen among these candidates, one (the last) for each set, method and split."""
+    good = [row for row in rows if "test_lpd" in row and row["candidates"] == candidates.get(row["method"])]
+    return list({key(row): row for row in good}.values())
+
+
+def render(rows: list[Row], candidates: Candidates) -> str:
+    """Both tables, how often each candidate was chosen, and what the columns mean."""
+    used = scored(rows, candidates)
+    if not used:
+        return "No rows. `python benchmarks/uci.py run` makes some."
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for name, method in dict.fromkeys((name, method) for name, method, _ in PUBLISHED):
+        if some := [row for row in used if (row["set"], row["method"]) == (name, method)]:
+            groups[name, method] = some
+    parts = ["\n".join(score_lines(score, groups)) for score in SCORES]
+    parts += ["\n".join(choice_lines(groups, candidates)), notes(rows, groups)]
+    return "\n\n".join(parts)
+
+
+def score_lines(score: str, groups: dict[tuple[str, str], list[Row]]) -> list[str]:
+    title, sign = SCORES[score]
+    lines = [title, f"{'set':<10}{'method':<10}{'splits':>6}{'ours':>18}{'published':>17}{'gap':>8}  not worse"]
+    for (name, method), rows in groups.items():
+        values = [row[score] for row in rows]
+        published = PUBLISHED[name, method, score]
+        mean, error = mean_and_error(values)
+        far = gap(mean, error, published, sign)
+        places = max(3, len(published.mean.partition(".")[2]))
+        ours = f"{mean:.{places}f} ± {'-' if math.isnan(error) else f'{error:.{places}f}'}"
+        theirs = f"{published.mean} ± {published.error:.3f}"
+        answer = "-" if math.isnan(far) else "yes" if far >= -ENOUGH else "NO"
+        star = "" if len(rows) == published.splits else "*"
+        shown = "-" if math.isnan(far) else f"{far:+.1f}"
+        lines.append(f"{name:<10}{method:<10}{len(rows):>6}{ours:>18}{theirs:>17}{shown:>8}  {answer}{star}")
+    return lines
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean over splits and its standard error, which one split does not have (nan)."""
+    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(np.mean(values)), error
+
+
+def gap(mean: float, error: float, published: Published, sign: int) -> float:
+    """Ours less the published mean in combined standard errors, above 0 where ours is better; nan without an error."""
+    return sign * (mean - published.value) / math.hypot(error, published.error, published.rounding)
+
+
+def choice_lines(groups: dict[tuple[str, str], list[Row]], candidates: Candidates) -> list[str]:
+    """How often each candidate was chosen inside the training part, seconds a split, and how the last fits were judged."""
+    lines = [
+        "Splits that chose each candidate on held-out training rows, and what was spent",
+        f"{'set':<10}{'method':<10}{'1st 2nd 3rd':>13}{'seconds a split':>18}{'last fit not converged':>25}",
+    ]
+    for (name, method), rows in groups.items():
+        chosen = "".join(f"{sum(r['chosen'] == i for r in rows):>4}" for i in range(len(candidates[method])))
+        seconds, doubted = np.median([r["seconds"] for r in rows]), sum(r["verdict"] == "not converged" for r in rows)
+        lines.append(f"{name:<10}{method:<10}{chosen:>13}{seconds:>18.0f}{f'{doubted} of {len(rows)}':>25}")
+    for method in dict.fromkeys(method for _, method in groups):
+        shown = "; ".join(", ".join(f"{k} {v:g}" for k, v in c.items()) for c in candidates[method])
+        lines += textwrap.wrap(f"{method}: {shown}.", 80, subsequent_indent="   ")
+    return lines
+
+
+def notes(rows: list[Row], groups: dict[tuple[str, str], list[Row]]) -> str:
+    """What to know before the tables are believed."""
+    used = [row for some in groups.values() for row in some]
+    fits = {(row["set"], row["method"], row["split"]) for row in used}
+    others = [row for row in rows if "method" in row and key(row) not in fits]
+    failed = sum("error" in row for row in others)
+    lines = [
+        "±: standard error of the mean over splits.",
+        "gap: ours less published in combined standard errors (the published mean's rounding is one of them), + where ours is "
+        f"better. not worse: whether the gap is above -{ENOUGH:g}.",
+        *(f"published, {m}: {SOURCES[m]}; ± there is the standard deviation, here / sqrt(20)." for m in
+          dict.fromkeys(method for _, method in groups)),
+    ]  # fmt: skip
+    if any(len(some) != PUBLISHED[name, method, "test_lpd"].splits for (name, method), some in groups.items()):
+        lines.append(
+            "*: not all of the 20 splits are there, so both means are of other rows and the answer is provisional."
+        )
+    if failed:
+        lines.append(f"{failed} rows are errors and not counted; `python benchmarks/uci.py run` tries them again.")
+    if len(others) > failed:
+        lines.append(f"{len(others) - failed} rows chose among other candidates and are not counted.")
+    versions = sorted({" ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in used})
+    lines += [f"fitted by {found}; {', '.join(sorted({row['machine'] for row in used}))}." for found in versions]
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="   "))

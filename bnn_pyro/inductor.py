@@ -1,0 +1,61 @@
+"""A traced graph compiled to machine code by torch's inductor, its tensors as arguments.
+
+The graph goes to inductor's inner compiler, the last of the passes behind ``torch.compile``, which is private: a call costs
+half as much, and compiling skips what recorded Python code needs. Tensors that the graph holds, such as a target's rows,
+become arguments, so that the code of one program and shape is found again on disk whatever the rows are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+# Values that more than a few operations went into are stored once, instead of computed anew wherever they are used. The code
+# is the same whatever torch's threads now are, and takes those there are when it runs; made for two threads, it shares out
+# the outermost loop alone.
+SETTINGS = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2, "size_asserts": False}
+
+
+def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
+    """Compiled code of ``graph`` for arguments of the shapes, strides and dtypes of ``example``; no gradients through it."""
+    lifted, tensors = lift_tensors(graph)
+    arguments = (*example, *tensors)
+    from torch._inductor import config
+
+    with torch.no_grad(), config.patch(SETTINGS):
+        try:
+            from torch._guards import TracingContext, tracing
+            from torch._inductor.compile_fx import compile_fx_inner
+            from torch._inductor.decomposition import select_decomp_table
+        except ImportError:  # another torch has moved them
+            slow = torch.compile(lifted)
+            return lambda *args: slow(*args, *tensors)
+        traced = make_fx(lifted, decomposition_table=select_decomp_table(), tracing_mode="fake")(*arguments)
+        fake = [n.meta["val"] for n in traced.graph.nodes if n.op == "placeholder"]
+        with tracing(TracingContext(fake[0].fake_mode)):
+            code: Any = compile_fx_inner(traced, fake)
+    return lambda *args: code([*args, *tensors])  # which empties the list, to free what is no longer needed
+
+
+def lift_tensors(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The same function with the tensors that it holds as its last arguments, and these."""
+    graph = GraphModule(graph, copy.deepcopy(graph.graph))  # tensors are shared
+    arguments: dict[str, Node] = {}
+    tensors: list[Tensor] = []
+    body = next(n for n in graph.graph.nodes if n.op != "placeholder")
+    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+        name = str(node.target)
+        if name not in arguments:
+            with graph.graph.inserting_before(body):
+                arguments[name] = graph.graph.placeholder(f"held_{len(tensors)}")
+            tensors.append(getattr(graph, name))
+        node.replace_all_uses_with(arguments[name])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph, tensors
