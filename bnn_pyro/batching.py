@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
 MEMORY_BUDGET = 32 * 2**20  # bytes of intermediate tensors in a block; larger ones are mapped anew for each operation
+ALONE = 4 * MEMORY_BUDGET  # bytes of a draw, from which on another one beside it gains nothing
 
 
 class _CountBytes(TorchDispatchMode):
@@ -38,8 +39,9 @@ class _CountBytes(TorchDispatchMode):
 
 
 def block_size(function: Callable[[Tensor], Any], z: Tensor, budget: int = MEMORY_BUDGET) -> int:
-    """How many draws to evaluate at once: at least two, and no more than the budget allows."""
-    return max(2, min(z.shape[0], budget // bytes_made(lambda: function(z[0]))))
+    """How many draws to evaluate at once: no more than the budget allows, but two unless a draw takes ``ALONE``."""
+    each = bytes_made(lambda: function(z[0]))
+    return 1 if each >= ALONE else max(2, min(z.shape[0], budget // each))
 
 
 def bytes_made(function: Callable[[], Any]) -> int:
@@ -53,10 +55,10 @@ def bytes_made(function: Callable[[], Any]) -> int:
 def map_draws(function: Callable[[Tensor], Any], z: Tensor, block: int | None = None) -> Iterator[tuple[int, Any]]:
     """Yields (index of the block's first draw, results with a leading draw axis) for draws z (draws, dim), in order."""
     block = block or block_size(function, z)
-    batched: Callable[[Tensor], Any] = vmap(function)
+    batched: Callable[[Tensor], Any] = _one_by_one(function) if block == 1 else vmap(function)
     for start in range(0, z.shape[0], block):
         part = z[start : start + block]
-        lone = part.shape[0] == 1
+        lone = part.shape[0] == 1 != block
         try:
             out = batched(part.repeat(2, 1) if lone else part)
         except Exception:  # a user's program under vmap may raise anything; draw by draw it either works or says why
@@ -77,4 +79,4 @@ def _one_by_one(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 def gather_draws(function: Callable[[Tensor], Any], z: Tensor, block: int | None = None) -> Any:
     """All results of ``map_draws``, joined along the draw axis."""
     parts = [out for _, out in map_draws(function, z, block)]
-    return tree_map(lambda *leaves: torch.cat(leaves), parts[0], *parts[1:])
+    return parts[0] if len(parts) == 1 else tree_map(lambda *leaves: torch.cat(leaves), parts[0], *parts[1:])

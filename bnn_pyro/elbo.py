@@ -9,10 +9,12 @@ Source: Kingma & Welling 2014, arXiv:1312.6114; Roeder, Wu & Duvenaud 2017, arXi
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
@@ -26,6 +28,8 @@ from bnn_pyro.errors import ModelError
 from bnn_pyro.likelihoods import split
 from bnn_pyro.substitution import Substituted
 from bnn_pyro.target import Run, Target, add_up
+
+LARGE = 1_000_000  # latent numbers from which on memory is counted
 
 
 class Terms(NamedTuple):
@@ -103,19 +107,14 @@ def trace_elbo(target: Target, guide: Any, path_gradient: bool) -> Elbo:
         numbers cannot be made of normal ones.
     """
     with torch.no_grad(), poutine.trace(param_only=True) as params, Substituted() as counted:
-        values, _, sites = run_guide(target, guide, path_gradient)
-        run_program(target, values, target.x, target.y)
+        sites = _guide_sites(target, guide)
+        run_program(target, {n: s["value"] for n, s in sites.items()}, target.x, target.y)
     for name, site in sites.items():
         if not (isinstance(site["fn"], Delta) or getattr(site["fn"], "has_rsample", False)):
             raise ModelError(
                 f"{target.name}, guide, site {name!r}: expected a distribution whose draws can be differentiated, got "
                 f"{type(site['fn']).__name__}. Use engine='pyro', which takes score-function gradients."
             )
-    before = torch.get_rng_state()
-    with torch.no_grad(), Substituted(noise=torch.zeros(counted.used, device=target.device)):
-        run_guide(target, guide, path_gradient)
-    if not torch.equal(before, torch.get_rng_state()):
-        raise NotImplementedError(f"{target.name}, guide: it draws by torch's generator where that cannot be seen")
     leaves: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, site in params.trace.nodes.items():
@@ -124,7 +123,24 @@ def trace_elbo(target: Target, guide: Any, path_gradient: bool) -> Elbo:
             if id(leaf) not in seen:
                 seen.add(id(leaf))
                 leaves[name] = leaf
+    del sites, params, site
+    before = torch.get_rng_state()
+    with torch.no_grad(), Substituted(noise=torch.zeros(counted.used, device=target.device)):
+        _guide_sites(target, guide)
+    if not torch.equal(before, torch.get_rng_state()):
+        raise NotImplementedError(f"{target.name}, guide: it draws by torch's generator where that cannot be seen")
+    tidy(target)
     return Elbo(target, guide, leaves, counted.used, path_gradient)
+
+
+def tidy(target: Target) -> None:
+    """Frees what is as large as a large guide: traces, which refer to each other, and what Pyro's store made of parameters."""
+    if target.dim >= LARGE:
+        store = pyro.get_param_store()
+        state = store.get_state()  # the parameters alone
+        store.clear()
+        store.set_state(state)
+        gc.collect()
 
 
 def run_program(target: Target, values: dict[str, Tensor], x: Inputs, y: Tensor) -> Run:
@@ -139,12 +155,7 @@ def run_guide(
     target: Target, guide: Any, path_gradient: bool, x: Inputs | None = None, y: Tensor | None = None
 ) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
     """Constrained values by latent site, log q () float64, and the guide's sample sites."""
-    trace = poutine.trace(guide).get_trace(target.x if x is None else x, target.y if y is None else y)
-    sites = {
-        n: s
-        for n, s in trace.nodes.items()
-        if s["type"] == "sample" and not s["is_observed"] and not site_is_subsample(s)
-    }
+    sites = _guide_sites(target, guide, x, y)
     log_q = torch.zeros((), dtype=torch.float64, device=target.device)
     for site in sites.values():
         fn = site["fn"]
@@ -156,6 +167,15 @@ def run_guide(
         )
     latent = {s.name for s in target.sites}
     return {n: s["value"] for n, s in sites.items() if n in latent}, log_q, sites
+
+
+def _guide_sites(target: Target, guide: Any, x: Inputs | None = None, y: Tensor | None = None) -> dict[str, Any]:
+    trace = poutine.trace(guide).get_trace(target.x if x is None else x, target.y if y is None else y)
+    return {
+        n: s
+        for n, s in trace.nodes.items()
+        if s["type"] == "sample" and not s["is_observed"] and not site_is_subsample(s)
+    }
 
 
 def _log_prob(fn: Any, value: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from bnn_pyro.likelihoods import unwrapped
 from bnn_pyro.minibatches import MiniBatches
 from bnn_pyro.points import Point, PointData
 from bnn_pyro.starts import prior_point
-from bnn_pyro.steps import State, adam_step, by_autograd, compile_step, plain_step
+from bnn_pyro.steps import State, adam_step, by_autograd, compile_step, expect, plain_step
 from bnn_pyro.target import Run, Target
 from bnn_pyro.training import Training, optimise
 
@@ -143,7 +143,8 @@ def _compile(
     rows = [*(batches.draw() if batches is not None else []), *more]
     work = starts.shape[1] * (target.n if batches is None else batches.size)
     try:
-        step = compile_step(function, one, clip, state, noise, work, backend, *rows)
+        expected = expect(one, clip, starts, noise, *rows)
+        step = compile_step(function, expected, state, noise, work, backend, *rows)
     except Exception as error:  # tracing runs a user's program on symbolic tensors: anything may be raised
         step = plain_step(one, clip, 1, f"the program cannot be traced: {sentence(error)}")
     return Training(step, state, noise.shape, batches, more)

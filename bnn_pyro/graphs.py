@@ -24,6 +24,7 @@ from bnn_pyro.simplify import simplify
 from bnn_pyro.target import Target
 
 # tanh x = x P(x^2) / Q(x^2) on |x| <= 9: minimax in the relative error, 1.5e-7; 4e-7 with float32's rounding
+VALUES_UP_TO = 1_000_000  # numbers of a copy's first argument, up to which a function is traced on values
 FEW = 256  # numbers of a chain, such as those of a constraining map, up to which tanh stays as it is
 _TANH_LIMIT = 9.0
 _TANH_P = (0.999999919, 0.133929074, 0.003507289, 2.06942041e-05, 1.32611073e-08)
@@ -110,7 +111,10 @@ def trace_function(function: Callable, example: tuple[Tensor, ...], copies: int)
         few = FEW * copies
         table[torch.ops.aten.tanh.default] = lambda x: NotImplemented if x.numel() < few else rational_tanh(x)
     pure = functionalize(function, remove="mutations")  # a log density may fill what it has just made in place
-    return simplify(make_fx(pure, decomposition_table=table)(*example))
+    # Without values the intermediate ones of a large program take no memory; with them, programs may look at their data.
+    large = example[0].numel() >= VALUES_UP_TO * copies
+    tracer = make_fx(pure, table, tracing_mode="fake" if large else "real", _allow_non_fake_inputs=True)
+    return simplify(tracer(*example))
 
 
 def rational_tanh(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from bnn_pyro.compiled import sentence
-from bnn_pyro.elbo import Elbo, trace_elbo
+from bnn_pyro.elbo import LARGE, Elbo, tidy, trace_elbo
 from bnn_pyro.guides import PATH_GRADIENT_GUIDES
 from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.isolation import derive_seed
@@ -24,15 +24,11 @@ from bnn_pyro.steps import (
     by_autograd,
     check_step,
     compile_step,
-    expected_step,
+    expect,
     plain_step,
 )  # fmt: skip
 from bnn_pyro.target import Target
 from bnn_pyro.training import Training
-
-# Weights up to which a mean-field guide is written out over the flat vector, which takes a third more memory than site by
-# site.
-FLAT_UP_TO = 1_000_000
 
 
 def compile_guide_step(
@@ -54,8 +50,8 @@ def compile_guide_step(
         estimator = method.estimator if isinstance(method, SVI) else "weights"
         # Rows with noise of their own leave the weights' draw to the KL alone, where it would only add noise.
         closed = isinstance(method, SVI) and (method.closed_form_kl or estimator != "weights")
-        small = closed or target.dim <= FLAT_UP_TO
-        written = mean_field(elbo, closed) if small else None
+        # Over the flat vector a third more memory is taken than site by site.
+        written = mean_field(elbo, closed) if closed or target.dim < LARGE else None
         if written is None and closed:
             return None, "it is known for mean-field normal guides only"
         rows = batches.draw() if batches is not None else []
@@ -65,21 +61,24 @@ def compile_guide_step(
         fast: Elbo = elbo if written is None else written
         as_run: Elbo = elbo if written is None else written.as_run()
         leaves = list(fast.leaves.values())
-        state = State(_joined(leaves), [shape.numel() for shape in fast.shapes])
+        position = _joined(leaves)
         clip = method.clip_norm * (1.0 if batches is None else batches.scale)
         noise = torch.randn(1, 1 if isinstance(method, MAP) else method.particles, fast.noise)
-        function = adam_step(_objective(fast, batches), fast.shapes, clip, shared=False)
         one = _at_leaves(as_run, batches)
+        tidy(target)
+        expected = expect(one, clip, position, noise[..., : elbo.noise], *rows)
+        tidy(target)
+        state = State(position, [shape.numel() for shape in fast.shapes])
         if written is not None and closed:
             # It equals what the guide's own run gives in the mean only: what it is made of is checked instead.
             sampled = replace(written, closed_form=False, estimator="weights", noise=elbo.noise)
-            parts = by_autograd(_objective(sampled, batches), written.shapes)
-            drawn = noise[..., : elbo.noise]
-            expected = expected_step(one, clip, state.position, drawn, *rows)
-            check_step(plain_step(parts, clip, len(fast.shapes)), expected, state, drawn, *rows)
-            one = by_autograd(_objective(written, batches), written.shapes)
-        work = state.position.numel() * (target.n if batches is None else batches.size)
-        step = compile_step(function, one, clip, state, noise, work, backend, *rows)
+            parts = plain_step(by_autograd(_objective(sampled, batches), written.shapes), clip, len(fast.shapes))
+            check_step(parts, expected, state, noise[..., : elbo.noise], *rows)
+            expected = expect(by_autograd(_objective(written, batches), written.shapes), clip, position, noise, *rows)
+        function = adam_step(_objective(fast, batches), fast.shapes, clip, shared=False)
+        work = position.numel() * (target.n if batches is None else batches.size)
+        step = compile_step(function, expected, state, noise, work, backend, *rows)
+        tidy(target)
     except ArithmeticError as error:
         return None, str(error)
     except Exception as error:  # tracing runs a user's programs on symbolic tensors: anything may be raised

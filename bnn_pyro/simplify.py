@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+LARGE = 1_000_000  # numbers of a tensor that is not held where one number says it
 _aten = torch.ops.aten
 _FILLS = {  # constant whatever the values of the tensor that they take shape from
     _aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.zeros_like.default,
@@ -46,13 +47,27 @@ def spell_fills(graph: GraphModule) -> GraphModule:
         value = getattr(graph, str(node.target))
         if not isinstance(value, Tensor) or not value.numel() or not (value == value.flatten()[0]).all():
             continue
-        like: dict[str, Any] = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
         with graph.graph.inserting_before(node):
-            fill = graph.graph.call_function(_aten.full.default, (list(value.shape), value.flatten()[0].item()), like)
-        node.replace_all_uses_with(fill)
+            node.replace_all_uses_with(_full(graph, value))
         graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+def _full(graph: GraphModule, value: Tensor) -> Node:
+    """An operation that makes a tensor of one number, over and over."""
+    like: dict[str, Any] = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+    node = graph.graph.call_function(_aten.full.default, (list(value.shape), value.flatten()[0].item()), like)
+    node.meta["val"] = value
+    return node
+
+
+def _thin(value: Any) -> Any:
+    """A large tensor of one number as a view of that number."""
+    if not isinstance(value, Tensor) or value.numel() < LARGE:
+        return value
+    first = value[(0,) * value.ndim]
+    return first.clone().expand(value.shape) if bool((value == first).all()) else value
 
 
 def spell_thin_products(graph: GraphModule) -> GraphModule:
@@ -125,15 +140,17 @@ def _fold_constants(graph: GraphModule) -> None:
                     map_arg(a, lambda n: values[n] if n in values else _blank(n)) for a in (node.args, node.kwargs)
                 )
                 with torch.no_grad():
-                    values[node] = node.target(*args, **kwargs)
+                    values[node] = _thin(node.target(*args, **kwargs))
     for node in list(graph.graph.nodes):
         known = node.op != "get_attr" and isinstance(values.get(node), Tensor)
         if known and any(user not in values for user in node.users):
-            name = f"_constant_{node.name}"
-            # as it lies in memory: operations that expand a number over rows are not to be spelt out
-            graph.register_buffer(name, values[node])
+            value, name = values[node], f"_constant_{node.name}"
             with graph.graph.inserting_before(node):
-                node.replace_all_uses_with(graph.graph.get_attr(name))
+                if value.numel() >= LARGE and not any(value.stride()):
+                    node.replace_all_uses_with(_full(graph, value))
+                else:  # as it lies in memory: operations that expand a number over rows are not to be spelt out
+                    graph.register_buffer(name, value)
+                    node.replace_all_uses_with(graph.graph.get_attr(name))
     graph.graph.eliminate_dead_code()
     graph.recompile()
 

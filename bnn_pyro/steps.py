@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from bnn_pyro.aside import Aside, saved_aside
 from bnn_pyro.compiled import COMPILE_FROM, relative_difference, sentence
 from bnn_pyro.graphs import trace_function
 from bnn_pyro.inductor import inductor
@@ -24,7 +25,7 @@ from bnn_pyro.simplify import spell_fills, spell_thin_products, write_back
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 CHECKED_SIZE = 0.01  # of the step that is checked
-CHECKED_AT_ONCE = 1_000_000  # parameters, which takes little memory
+CHECKED_AT_ONCE = 250_000  # parameters, which takes little memory
 # Relative, compiled against plain: wider than a full gradient's, since a mini-batch's rounding is scaled up with it.
 STEP_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
@@ -128,7 +129,7 @@ def plain_step(one: Gradient, clip: float, count: int, reason: str = "") -> Step
     def call(*args: Tensor) -> Tensor:
         noise, size, *rows = args[3 * count :]
         position, mean, square = (torch.cat(args[i * count : (i + 1) * count], 1) for i in range(3))
-        grad, terms = expected_step(one, clip, position, noise, *rows)
+        grad, terms = clipped(one, clip, position, noise, *rows)
         moved = _updated(position, mean, square, grad, size)
         new = [part for whole in moved for part in whole.split([p.shape[1] for p in args[:count]], 1)]
         for old, part in zip(args[: 3 * count], new, strict=True):
@@ -148,20 +149,19 @@ def _updated(
 
 def compile_step(
     function: Function,
-    one: Gradient,
-    clip: float,
+    expected: Expected,
     state: State,
     noise: Tensor,
     work: int,
     backend: str = "auto",
     *rows: Tensor,
 ) -> Step:
-    """The fastest form of ``adam_step``'s function that agrees with ``one`` at ``state``, which is as new afterwards.
+    """The fastest form of ``adam_step``'s function that does what is ``expected`` at ``state``, which is as new afterwards.
 
     Call it inside ``isolated``.
 
     Args:
-        one: The gradient and terms of the program as it is.
+        expected: What ``expect`` gave there, of the program as it is.
         work: Parameters times rows, by which ``"auto"`` chooses as ``compiled.compile_gradient`` does.
     Raises: ArithmeticError where the function does not agree; whatever the program raises on symbolic tensors.
     """
@@ -170,7 +170,6 @@ def compile_step(
     example = (*state.parts, noise, noise.new_full((), CHECKED_SIZE), *rows)
     graph = write_back(trace_function(function, example, len(noise)), len(state.parts))
     eager, reason = Step(_without_grad(graph), "eager"), ""
-    expected = expected_step(one, clip, state.position, noise, *rows)
     if backend != "eager":
         try:
             fast = Step(_without_grad(inductor(spell_thin_products(spell_fills(graph)), example)), "inductor")
@@ -182,39 +181,53 @@ def compile_step(
     return replace(eager, reason=reason)
 
 
-def expected_step(one: Gradient, clip: float, position: Tensor, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+def clipped(one: Gradient, clip: float, position: Tensor, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
     """Clipped gradients (members, parameters) and terms (members, 2) by ``one``."""
     grads, terms = zip(*(one(*own) for own in zip(position, noise, *rows, strict=True)), strict=True)
     grad = grads[0][None] if len(grads) == 1 else torch.stack(grads)
     return grad.clamp_(-clip, clip), torch.stack(terms)
 
 
-def check_step(fast: Step, expected: tuple[Tensor, Tensor], state: State, noise: Tensor, *rows: Tensor) -> None:
+class Expected(NamedTuple):
+    """Clipped gradients (members, parameters) and terms (members, 2) that a step is to have."""
+
+    grad: Aside
+    terms: Tensor
+
+
+def expect(one: Gradient, clip: float, position: Tensor, noise: Tensor, *rows: Tensor) -> Expected:
+    """What ``check_step`` compares with, by ``one``."""
+    with saved_aside():
+        grad, terms = clipped(one, clip, position, noise, *rows)
+    return Expected(Aside(grad), terms)
+
+
+def check_step(fast: Step, expected: Expected, state: State, noise: Tensor, *rows: Tensor) -> None:
     """Compares all that a step does, from second moments of 1: from 0 it would be the gradient's sign, however small.
 
     The state is as new afterwards.
-    Raises: ArithmeticError where it is not what ``expected_step`` gave.
+    Raises: ArithmeticError where it is not what was expected.
     """
-    grad, terms = expected
-    before, size = state.position.clone(), noise.new_full((), CHECKED_SIZE)
+    before, size = Aside(state.position), noise.new_full((), CHECKED_SIZE)
     state.mean.zero_()
     state.square.fill_(1.0)
     found = fast.call(*state.parts, noise, size, *rows)
-    gap = relative_difference((found,), (terms,))
-    for start in range(0, before.shape[1], CHECKED_AT_ONCE):
+    gap = relative_difference((found,), (expected.terms,))
+    position, mean, square = (t.reshape(-1) for t in (state.position, state.mean, state.square))
+    for start in range(0, len(position), CHECKED_AT_ONCE):
         part = slice(start, start + CHECKED_AT_ONCE)
-        old = before[:, part]
-        wanted = _updated(old, torch.zeros_like(old), torch.ones_like(old), grad[:, part], size)
+        old, grad = before.part(part.start, part.stop), expected.grad.part(part.start, part.stop)
+        wanted = _updated(old, torch.zeros_like(old), torch.ones_like(old), grad, size)
         scale = 1 / (1 - BETAS[0])  # of the gradient in the first moment
         gap = max(
             gap,
-            relative_difference((state.mean[:, part] * scale,), (wanted[1] * scale,)),
-            relative_difference((state.position[:, part], state.square[:, part]), (wanted[0], wanted[2])),
+            relative_difference((mean[None, part] * scale,), (wanted[1][None] * scale,)),
+            relative_difference((position[None, part], square[None, part]), (wanted[0][None], wanted[2][None])),
         )
-    state.position.copy_(before)
+        position[part] = old
     state.mean.zero_()
     state.square.zero_()
-    if not gap <= STEP_TOLERANCE[before.dtype]:
+    if not gap <= STEP_TOLERANCE[state.position.dtype]:
         raise ArithmeticError(f"a step differs from the program's by {gap:.1e}, relative")
 
 

@@ -69,15 +69,16 @@ def fit_guide(
             if not record.count:
                 raise KeyboardInterrupt
             warn(f"{target.name}, {method.name}: interrupted after {record.count} of {method.steps} steps.")
+        backend = "pyro" if trained is None else trained.step.backend
+        trained = None  # Adam's moments take twice the memory of the guide
         if isinstance(guide, AutoLaplaceApproximation):
             guide = laplace(guide, target, where)
         optimised = time.perf_counter()
         reseed(derive_seed(seed, "guide draws"))
         z, log_q = draw_guide(target, guide, method.draws)
+        log_p = gather_draws(target.log_density, z).cpu().numpy()[None]  # with the program's own parameters as trained
         state = {name: value.detach().cpu().clone() for name, value in pyro.get_param_store().named_parameters()}
         params = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
-    with isolated(dtype=target.dtype):
-        log_p = gather_draws(target.log_density, z).cpu().numpy()[None]
     stats = {"lp": log_p}
     if not isinstance(guide, AutoDelta):
         stats |= {"log_p": log_p, "log_q": log_q.cpu().numpy()[None]}
@@ -87,7 +88,7 @@ def fit_guide(
         "guide": type(guide).__name__,
         "lr": lr,
         "steps_taken": record.count,
-        "backend": "pyro" if trained is None else trained.step.backend,
+        "backend": backend,
         "backend_reason": reason,
         "compile_time": compiled - began,
         "sampling_time": optimised - compiled,

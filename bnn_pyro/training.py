@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_pyro.aside import Aside
 from bnn_pyro.elbo_record import ElboRecord
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.minibatches import MiniBatches
@@ -63,7 +64,7 @@ def optimise(
     state = trained.state
     ahead = max(1, min(WINDOW, NOISE_NUMBERS // max(1, trained.noise.numel())))
     noise = state.position.new_empty(ahead, *trained.noise)
-    best, best_elbo = state.position.clone(), (-np.inf, 0.0)
+    best, best_elbo = Aside(state.position), (-np.inf, 0.0)
     terms: list[Tensor] = []
     for count in range(1, method.steps + 1):
         if (count - 1) % ahead == 0:
@@ -76,11 +77,11 @@ def optimise(
             window = _mean(record.elbo(WINDOW))
             if window[0] > best_elbo[0]:
                 best_elbo = window
-                best.copy_(state.position)
+                best.put(state.position)
             if interrupts.pressed or (patience is not None and _settled(record, patience)):
                 break
     if best_elbo[0] - window[0] > BEST_ERRORS * np.hypot(best_elbo[1], window[1]):
-        state.position.copy_(best)
+        state.position.copy_(best.take())
 
 
 def _mean(elbo: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from pyro.optim import ClippedAdam
 
 from bnn_pyro import steps
 from bnn_pyro.isolation import isolated
-from bnn_pyro.steps import State, adam_step, by_autograd, compile_step, plain_step
+from bnn_pyro.steps import State, adam_step, by_autograd, compile_step, expect, plain_step
 from problems import _rows
 
 F64 = torch.float64
@@ -137,8 +137,9 @@ def test_particles_are_averaged_before_the_clip():
 
 
 def compiled(backend, members=1, particles=1, work=1, loss=objective):
-    function, one = adam_step(loss, SHAPES, 2.0, True), by_autograd(objective, SHAPES)
-    return compile_step(function, one, 2.0, start(members), noises(members, particles, seed=9), work, backend)
+    state, noise = start(members), noises(members, particles, seed=9)
+    expected = expect(by_autograd(objective, SHAPES), 2.0, state.position, noise)
+    return compile_step(adam_step(loss, SHAPES, 2.0, True), expected, state, noise, work, backend)
 
 
 @pytest.mark.parametrize("backend", ["eager", "pyro"])
@@ -155,9 +156,9 @@ def test_a_step_writes_to_the_state_that_it_was_given_and_to_nothing_else(backen
 
 
 def test_compiling_leaves_the_state_as_new():
-    state, new = start(2), start(2)
-    function, one = adam_step(objective, SHAPES, 2.0, True), by_autograd(objective, SHAPES)
-    compile_step(function, one, 2.0, state, noises(2, 1), 1, "eager")
+    state, new, noise = start(2), start(2), noises(2, 1)
+    expected = expect(by_autograd(objective, SHAPES), 2.0, state.position, noise)
+    compile_step(adam_step(objective, SHAPES, 2.0, True), expected, state, noise, 1, "eager")
     assert all(torch.equal(a, b) for a, b in zip(tensors(state), tensors(new)))
 
 

@@ -485,3 +485,19 @@ def test_k_hat_tells_a_narrow_guide_from_a_good_one(spread, right):
         verdict = posterior.diagnose()
         assert right(verdict.numbers["pareto_k"]), (seed, verdict.numbers)
         assert any(("k-hat" in reason) and (("good" in reason) == (spread >= 1.0)) for reason in verdict.reasons)
+
+
+def test_log_densities_are_at_the_programs_own_parameters_as_trained():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        sd = pyro.param("sd", torch.tensor(5.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x[:, 0], sd), obs=y)
+
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(50, 1))
+    posterior = bnn.fit(program, x, x[:, 0] + 0.1 * generator.normal(size=50), inference="svi", steps=1500, draws=3,
+                        standardize=False, progress=False)  # fmt: skip
+    assert 0.05 < float(posterior.draws.params["sd"]) < 0.2
+    expected = [float(posterior.target.log_density(z)) for z in posterior.draws.z[0]]
+    assert posterior.draws.stats["lp"][0] == pytest.approx(expected)
