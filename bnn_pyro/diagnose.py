@@ -135,7 +135,7 @@ def _approximated(posterior: Posterior) -> Verdict:
         return Verdict(
             "not converged", [f"{len(elbo)} steps are too few to see the {what} settle."], ["steps=4000"], numbers
         )
-    allowed = max(3 * noise, MOVING_NATS_PER_ROW * posterior.data.n)
+    allowed = max(3 * noise, MOVING_NATS_PER_ROW * posterior.n)
     moved = f"it {_rose(gain)} in the second half of the steps; a rise of {allowed:.1f} is allowed"
     if gain > allowed:
         return Verdict(
@@ -155,7 +155,7 @@ def _approximated(posterior: Posterior) -> Verdict:
         return Verdict("approximate", [f"the {what} has settled ({moved}).", _ensemble_words(posterior)], [], numbers)
     reasons = [f"the {what} has settled at {numbers['elbo']:.1f} nats ({moved})."]
     stats = posterior.draws.stats
-    if "log_q" in stats:
+    if "log_p" in stats and "log_q" in stats:
         k = results.pareto_k((stats["log_p"] - stats["log_q"]).reshape(-1))
         numbers["pareto_k"] = k
         network = bool(getattr(posterior.model, "hidden", ()))  # of a user's program this is not known

@@ -6,19 +6,22 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from bnn_pyro.compiled import BACKENDS
-from bnn_pyro.data import Data, collect, inputs_to_tensors, refuse_not_finite, to_tensor
+from bnn_pyro.data import Data, Inputs, collect, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
 from bnn_pyro.ensemble import check_ensemble, fit_ensemble
 from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown, warn
 from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Ensemble, Method, Prior, make_method
-from bnn_pyro.isolation import check_seed, isolated
+from bnn_pyro.isolation import check_seed, derive_seed, isolated
+from bnn_pyro.labels import encode
 from bnn_pyro.minibatches import check_batches
 from bnn_pyro.model import BNN, Model
 from bnn_pyro.posterior import Posterior
@@ -26,10 +29,11 @@ from bnn_pyro.prior import sample_prior
 from bnn_pyro.pyro_nuts import sample_nuts
 from bnn_pyro.sampling import sample
 from bnn_pyro.starts import check_rows_part, prior_point
+from bnn_pyro.streams import ALL_Y, SAMPLE, Stream, StreamedBatches, find_source, survey
 from bnn_pyro.structure import build_empty_target, build_target
 from bnn_pyro.svi import fit_guide
 from bnn_pyro.target import Target
-from bnn_pyro.units import learn_units, warn_of_units
+from bnn_pyro.units import Units, learn_units, warn_of_units
 
 ENGINES = ("auto", "compiled", "eager", "pyro")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -58,7 +62,9 @@ def fit(
         model: A model of the zoo, a ``BNN``, or a Pyro program ``model(x, y=None)``.
         x: Rows: an array, tensor or data frame (n, ...), a dict of arrays that share the row axis, or the part of a data
             set that holds x and y (``data.train``). Text columns of a data frame become columns of 0 and 1. No rows at
-            all give the prior, with a warning.
+            all give the prior, with a warning. For SVI and MAP, rows may stay where they are: memory-mapped arrays, with
+            ``batch_size=``, or a torch ``DataLoader`` of pairs (x, y). They are read once before the first step, and scores,
+            verdict and ArviZ groups are of 1,000 of them, or of a batch if that has more.
         y: Targets (n,), or (n, k) where the observed site has event shape (k,). For a model of classes, labels (n,) of any
             kind; a pandas Categorical may declare classes that these rows lack. For a regression, numbers (bools count as
             0 and 1).
@@ -91,12 +97,22 @@ def fit(
     _check_flags(standardize, progress)
     _check_names(keep)
     check_seed(seed)
+    stream, method = open_stream(bnn, x, y, method, engine, seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        if stream is not None:
+            x, y = stream.x, stream.y
         data = training_rows(bnn, x, y, missing)
         bnn = bnn.for_data(data)
         wanted = bnn.standardize if standardize is None else standardize
         units = learn_units(data, x=wanted, y=wanted and _has_units(bnn, data), where=bnn.name)
+        if stream is not None:
+            units = all_rows_units(stream, units)
+            if data.n < stream.n:
+                warn(
+                    f"{bnn.name}: the {stream.n} rows stay where they are; scores, verdict and ArviZ groups are of {data.n} of "
+                    "them, drawn evenly, and there is no k-hat."
+                )
         if bnn.card is not None and not wanted:
             warn_of_units(data, bnn.real_targets, bnn.name)
         if data.n == 0:
@@ -121,7 +137,14 @@ def fit(
         check_ensemble(target, method)
 
     began = time.perf_counter()
-    draws = _infer(target, method, bnn, seed, engine, backend, progress)
+    if stream is not None:
+        assert isinstance(method, SVI | MAP) and method.batch_size is not None, "checked by open_stream"
+        encode = partial(_encode, bnn, units, data.classes, torch_dtype, torch_device)
+        batches = StreamedBatches(stream, method.batch_size, derive_seed(seed, "batches"), encode)
+        draws = fit_guide(target, method, bnn.guide, seed, engine, backend, progress, batches)
+        draws.info["streamed_rows"] = stream.n
+    else:
+        draws = _infer(target, method, bnn, seed, engine, backend, progress)
     if draws.params:
         target = replace(target, params=draws.params)
     draws.info |= {"engine": engine, "wall_time": time.perf_counter() - began}
@@ -130,10 +153,8 @@ def fit(
 
 def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: Any, params: Any = None) -> Target:
     """The target of a model on rows in original units."""
-    floating = bnn.card is not None  # zoo models take floats; a user's program gets integers as it passed them
-    x = inputs_to_tensors(units.inputs(data.x), dtype, device, floating)
     assert data.y is not None, "checked by training_rows"
-    y = to_tensor(units.targets(data.y), dtype, device, floating=floating and bnn.task != "classification")
+    x, y = _to_tensors(bnn, units, dtype, device, data.x, data.y)
     if units.y is None:
         _refuse_rounding(data.y, y, dtype, f"{bnn.name}, y")
     else:
@@ -148,6 +169,59 @@ def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: 
             )
     build = build_target if data.n else build_empty_target
     return build(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
+
+
+def _to_tensors(
+    bnn: Model, units: Units, dtype: torch.dtype, device: Any, x: Any, y: np.ndarray
+) -> tuple[Inputs, Tensor]:
+    """Rows in original units, their labels as codes, as the model takes them."""
+    floating = bnn.card is not None  # zoo models take floats; a user's program gets integers as it passed them
+    inputs = inputs_to_tensors(units.inputs(x), dtype, device, floating)
+    return inputs, to_tensor(units.targets(y), dtype, device, floating=floating and bnn.task != "classification")
+
+
+def _encode(
+    bnn: Model, units: Units, classes: Any, dtype: torch.dtype, device: Any, x: Any, y: np.ndarray
+) -> tuple[Inputs, Tensor]:
+    """``_to_tensors`` of rows as a user gave them."""
+    return _to_tensors(bnn, units, dtype, device, x, y if classes is None else encode(y, classes, f"{bnn.name}, y"))
+
+
+def open_stream(bnn: Model, x: Any, y: Any, method: Method, engine: str, seed: int) -> tuple[Stream | None, Method]:
+    """The rows that stay where they are, read once, and the method with its size of a batch; None for rows in memory.
+
+    Raises: OptionError for a method that needs all rows at once.
+    """
+    loader = isinstance(x, DataLoader)
+    if not loader and not (isinstance(method, SVI | MAP) and method.batch_size is not None):
+        return None, method  # all rows at once, and with them a file's in memory
+    source = find_source(x, y)
+    if source is None:
+        return None, method
+    if not isinstance(method, SVI | MAP) or engine == "pyro":
+        by = f"engine='pyro' and {method.name}" if engine == "pyro" else method.name
+        raise OptionError(
+            f"{bnn.name}: expected inference='svi' or 'map' for a DataLoader, got {by}, which needs all rows at once. Pass "
+            "arrays."
+        )
+    if method.batch_size is None:
+        size = getattr(x, "batch_size", None)
+        if size is None:
+            raise OptionError(
+                f"{bnn.name}, batch_size: expected a number, as the DataLoader has none. Pass batch_size=128."
+            )
+        method = replace(method, batch_size=size)
+    assert method.batch_size is not None
+    with isolated(derive_seed(seed, "rows")):
+        stream = survey(source, bnn.name, bnn.task == "classification", derive_seed(seed, "rows"),
+                        max(SAMPLE, method.batch_size))  # fmt: skip
+    return stream, method
+
+
+def all_rows_units(stream: Stream, units: Units) -> Units:
+    """Units as learnt on a sample, with the means and standard deviations of all rows."""
+    pairs = {name: stream.moments[name].mean_and_sd() for name in units.x}
+    return Units(pairs, None if units.y is None else stream.moments[ALL_Y].mean_and_sd())
 
 
 def _refuse_rounding(y: np.ndarray, tensor: Tensor, dtype: torch.dtype, where: str) -> None:

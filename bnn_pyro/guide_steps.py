@@ -15,7 +15,7 @@ from bnn_pyro.guides import PATH_GRADIENT_GUIDES
 from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.isolation import derive_seed
 from bnn_pyro.mean_field import mean_field
-from bnn_pyro.minibatches import MiniBatches
+from bnn_pyro.minibatches import Batches, MiniBatches
 from bnn_pyro.steps import (
     Gradient,
     Objective,
@@ -32,14 +32,13 @@ from bnn_pyro.training import Training
 
 
 def compile_guide_step(
-    target: Target, guide: Any, method: SVI | MAP, seed: int, backend: str
+    target: Target, guide: Any, method: SVI | MAP, seed: int, backend: str, batches: Batches | None = None
 ) -> tuple[Training | None, str]:
     """The training, and why it is not faster; None and the reason where there is none. Call it inside ``isolated``.
 
-    The parameters in Pyro's store are views of its position from then on.
+    The parameters in Pyro's store are views of its position from then on. ``batches`` of None are those of the target's rows.
     """
-    batches = None
-    if method.batch_size is not None and method.batch_size < target.n:
+    if batches is None and method.batch_size is not None and method.batch_size < target.n:
         batches = MiniBatches(target, method.batch_size, derive_seed(seed, "batches"))
     try:
         elbo = trace_elbo(target, guide, isinstance(guide, PATH_GRADIENT_GUIDES))
@@ -94,7 +93,7 @@ def _joined(leaves: list[Tensor]) -> Tensor:
     return position[None]
 
 
-def _at_leaves(elbo: Elbo, batches: MiniBatches | None) -> Gradient:
+def _at_leaves(elbo: Elbo, batches: Batches | None) -> Gradient:
     """Gradient and terms with the parameters where guide and program have them, as Pyro's own step would find them."""
     leaves = list(elbo.leaves.values())
 
@@ -112,7 +111,7 @@ def _at_leaves(elbo: Elbo, batches: MiniBatches | None) -> Gradient:
     return one
 
 
-def _objective(elbo: Elbo, batches: MiniBatches | None) -> Objective:
+def _objective(elbo: Elbo, batches: Batches | None) -> Objective:
     def objective(parts: tuple[Tensor, ...], noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         terms = elbo.terms(parts, noise, batches.rows(*rows) if batches is not None else None)
         return terms.kl - terms.log_likelihood, torch.stack(terms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,34 @@ NUMBERS_AHEAD = 1_000_000  # gathered at once
 MOST_AHEAD = 100  # batches gathered at once, at most
 
 
-class MiniBatches:
+def ahead(numbers: int) -> int:
+    """How many batches of so many ``numbers`` to gather at once."""
+    return max(1, min(MOST_AHEAD, NUMBERS_AHEAD // max(1, numbers)))
+
+
+class Batches(ABC):
+    """Rows for one step after another.
+
+    Args:
+        size: Rows of a batch.
+        scale: How many times as many all rows are.
+        names: Of x, where it is a dict.
+    """
+
+    def __init__(self, size: int, scale: float, names: list[str] | None):
+        self.size, self.scale, self.names = size, scale, names
+
+    @abstractmethod
+    def draw(self) -> list[Tensor]:
+        """The tensors of the next batches, each (members, size, ...): those of x, and y."""
+
+    def rows(self, *tensors: Tensor) -> Rows:
+        """One member's part of what ``draw`` gave, as the program takes it."""
+        *x, y = tensors
+        return Rows(x[0] if self.names is None else dict(zip(self.names, x, strict=True)), y, self.scale)
+
+
+class MiniBatches(Batches):
     """Batches of ``size`` rows of a target for each of ``members``, each in an order of its own that the seed gives.
 
     Args:
@@ -33,20 +62,18 @@ class MiniBatches:
         y: Tensor | None = None,
         population: Tensor | None = None,
     ):
-        self.size, self.scale = size, target.n / size
         x = target.x
-        self._names = list(x) if isinstance(x, dict) else None
+        super().__init__(size, target.n / size, list(x) if isinstance(x, dict) else None)
         self._x = list(x.values()) if isinstance(x, dict) else [x]
         self._y, self._own_y = (target.y, False) if y is None else (y, True)
         self._count, self._members, self._population = target.n, members, population
         self._generator = torch.Generator().manual_seed(seed)
         self._waiting = torch.empty(members, 0, dtype=torch.int64)
         numbers = members * size * sum(t[:1].numel() for t in [*self._x, target.y])
-        self._ahead = max(1, min(MOST_AHEAD, NUMBERS_AHEAD // max(1, numbers)))
+        self._ahead = ahead(numbers)
         self._ready: list[list[Tensor]] = []
 
     def draw(self) -> list[Tensor]:
-        """The tensors of the next batches, each (members, size, ...): those of x, and y."""
         if not self._ready:
             self._ready = self._gather(self._ahead)[::-1]
         return self._ready.pop()
@@ -63,11 +90,6 @@ class MiniBatches:
         member = torch.arange(self._members, device=mine.device)[:, None]
         tensors = [*(t[mine] for t in self._x), self._y[member, mine] if self._own_y else self._y[mine]]
         return [list(own) for own in zip(*(t.unbind() for t in tensors), strict=True)]
-
-    def rows(self, *tensors: Tensor) -> Rows:
-        """One member's part of what ``draw`` gave, as the program takes it."""
-        *x, y = tensors
-        return Rows(x[0] if self._names is None else dict(zip(self._names, x, strict=True)), y, self.scale)
 
 
 def check_batches(target: Target, size: int) -> None:

@@ -58,8 +58,13 @@ class Posterior:
         chains, draws, dim = self.draws.z.shape
         return (
             f"Posterior({self.model.name} by {self.method.name}: {chains} x {draws} draws of {dim} latent numbers, "
-            f"{self.data.n} rows; .diagnose() .predict(x) .score(x, y) .idata)"
+            f"{self.n} rows; .diagnose() .predict(x) .score(x, y) .idata)"
         )
+
+    @property
+    def n(self) -> int:
+        """Rows that were fitted: all, where ``data`` is a sample of rows that were streamed."""
+        return int(self.draws.info.get("streamed_rows", self.data.n))
 
     @cached_property
     def idata(self) -> Any:

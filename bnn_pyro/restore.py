@@ -38,10 +38,11 @@ def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
         target = _absent(bnn, data, units, dtype)
     keep = content["fit"].get("keep")
     _check_sites(target, _sites(content, results.dataset(idata, "posterior")), tensors["draws"].shape[-1], path)
-    sampled = results.dataset(idata, "sample_stats")
+    has_stats = "sample_stats" in results.group_names(idata)  # MAP of streamed rows has none
+    sampled = results.dataset(idata, "sample_stats").data_vars if has_stats else {}
     draws = Draws(
         tensors["draws"],
-        stats={str(k): v.values for k, v in sampled.data_vars.items()},
+        stats={str(k): v.values for k, v in sampled.items()},
         history={k: v.numpy() for k, v in _under(tensors, "history/").items()},
         state=_under(tensors, "state/"),
         params=params,

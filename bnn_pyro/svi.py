@@ -23,6 +23,7 @@ from bnn_pyro.guides import MEAN_FIELD_GUIDES, check_sites, float_observations, 
 from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.interrupts import watch_interrupts
 from bnn_pyro.isolation import derive_seed, isolated, reseed
+from bnn_pyro.minibatches import Batches
 from bnn_pyro.pyro_svi import optimise_by_pyro
 from bnn_pyro.target import Target
 from bnn_pyro.training import optimise
@@ -33,11 +34,19 @@ MEAN_FIELD_LR, LR = 0.05, 0.02
 
 
 def fit_guide(
-    target: Target, method: SVI | MAP, own_guide: Any, seed: int, engine: str, backend: str, progress: bool = True
+    target: Target,
+    method: SVI | MAP,
+    own_guide: Any,
+    seed: int,
+    engine: str,
+    backend: str,
+    progress: bool = True,
+    batches: Batches | None = None,
 ) -> Draws:
     """Fits the guide by Adam and draws from it: one chain of ``method.draws`` draws.
 
-    ``stats`` has ``log_p`` and ``log_q``, unconstrained log densities up to the same constant, from which k-hat.
+    ``stats`` has ``log_p`` and ``log_q``, unconstrained log densities up to the same constant, from which k-hat; of rows that
+    come in ``batches``, of which the target has a sample, ``log_q`` alone.
     Raises: ModelError where the guide does not have the program's latent sites, or the ELBO is not finite; OptionError for
         options that Pyro's loop lacks, where it has to run.
     """
@@ -51,7 +60,7 @@ def fit_guide(
         lr = method.lr or (MEAN_FIELD_LR if isinstance(guide, MEAN_FIELD_GUIDES) else LR)
         trained, reason = None, ""
         if engine != "pyro":
-            trained, reason = compile_guide_step(target, guide, method, seed, backend)
+            trained, reason = compile_guide_step(target, guide, method, seed, backend, batches)
         if trained is None and reason:
             _check_pyro_can(target, method, reason)
             warn(f"{target.name}, {method.name}: {reason}. Pyro's own steps are taken, which are slower.")
@@ -76,12 +85,14 @@ def fit_guide(
         optimised = time.perf_counter()
         reseed(derive_seed(seed, "guide draws"))
         z, log_q = draw_guide(target, guide, method.draws)
-        log_p = gather_draws(target.log_density, z).cpu().numpy()[None]  # with the program's own parameters as trained
+        stats = {}
+        if batches is None:  # with the program's own parameters as trained
+            log_p = gather_draws(target.log_density, z).cpu().numpy()[None]
+            stats = {"lp": log_p} if isinstance(guide, AutoDelta) else {"lp": log_p, "log_p": log_p}
         state = {name: value.detach().cpu().clone() for name, value in pyro.get_param_store().named_parameters()}
         params = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
-    stats = {"lp": log_p}
     if not isinstance(guide, AutoDelta):
-        stats |= {"log_p": log_p, "log_q": log_q.cpu().numpy()[None]}
+        stats["log_q"] = log_q.cpu().numpy()[None]
     particles = 1 if isinstance(method, MAP) else method.particles
     info = {
         "gradient_evaluations": record.count * particles,

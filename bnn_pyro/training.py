@@ -12,7 +12,7 @@ from torch import Tensor
 from bnn_pyro.aside import Aside
 from bnn_pyro.elbo_record import ElboRecord
 from bnn_pyro.interrupts import Interrupts
-from bnn_pyro.minibatches import MiniBatches
+from bnn_pyro.minibatches import Batches
 from bnn_pyro.steps import State, Step
 
 WINDOW = 100  # steps between two looks at the ELBO
@@ -44,7 +44,7 @@ class Training:
     step: Step
     state: State
     noise: torch.Size
-    batches: MiniBatches | None = None
+    batches: Batches | None = None
     more: list[Tensor] = field(default_factory=list)
 
 
