@@ -129,13 +129,19 @@ def trace_elbo(target: Target, guide: Any, path_gradient: bool) -> Elbo:
         _guide_sites(target, guide)
     if not torch.equal(before, torch.get_rng_state()):
         raise NotImplementedError(f"{target.name}, guide: it draws by torch's generator where that cannot be seen")
-    tidy(target)
+    tidy(target, guide)
     return Elbo(target, guide, leaves, counted.used, path_gradient)
 
 
-def tidy(target: Target) -> None:
-    """Frees what is as large as a large guide: traces, which refer to each other, and what Pyro's store made of parameters."""
+def tidy(target: Target, guide: Any) -> None:
+    """Frees what is as large as a large guide: traces, which refer to each other, what Pyro's store made of parameters, and
+    the values at which an autoguide looked at the program's shapes.
+    """
     if target.dim >= LARGE:
+        prototype = getattr(guide, "prototype_trace", None)
+        for site in prototype.nodes.values() if prototype is not None else ():
+            if site["type"] == "sample" and site["value"].numel() >= LARGE:
+                site["value"] = site["value"].new_zeros(()).expand(site["value"].shape)
         store = pyro.get_param_store()
         state = store.get_state()  # the parameters alone
         store.clear()

@@ -64,9 +64,9 @@ def compile_guide_step(
         clip = method.clip_norm * (1.0 if batches is None else batches.scale)
         noise = torch.randn(1, 1 if isinstance(method, MAP) else method.particles, fast.noise)
         one = _at_leaves(as_run, batches)
-        tidy(target)
+        tidy(target, guide)
         expected = expect(one, clip, position, noise[..., : elbo.noise], *rows)
-        tidy(target)
+        tidy(target, guide)
         state = State(position, [shape.numel() for shape in fast.shapes])
         if written is not None and closed:
             # It equals what the guide's own run gives in the mean only: what it is made of is checked instead.
@@ -77,7 +77,7 @@ def compile_guide_step(
         function = adam_step(_objective(fast, batches), fast.shapes, clip, shared=False)
         work = position.numel() * (target.n if batches is None else batches.size)
         step = compile_step(function, expected, state, noise, work, backend, *rows)
-        tidy(target)
+        tidy(target, guide)
     except ArithmeticError as error:
         return None, str(error)
     except Exception as error:  # tracing runs a user's programs on symbolic tensors: anything may be raised
