@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from bnn_pyro.compiled import BACKENDS
 from bnn_pyro.data import Data, Inputs, collect, inputs_to_tensors, refuse_not_finite, to_tensor
@@ -29,8 +28,8 @@ from bnn_pyro.prior import sample_prior
 from bnn_pyro.pyro_nuts import sample_nuts
 from bnn_pyro.sampling import sample
 from bnn_pyro.starts import check_rows_part, prior_point
-from bnn_pyro.streams import ALL_Y, SAMPLE, Stream, StreamedBatches, find_source, survey
 from bnn_pyro.structure import build_empty_target, build_target
+from bnn_pyro.survey import StreamedBatches, all_rows_units, open_stream
 from bnn_pyro.svi import fit_guide
 from bnn_pyro.target import Target
 from bnn_pyro.units import Units, learn_units, warn_of_units
@@ -185,43 +184,6 @@ def _encode(
 ) -> tuple[Inputs, Tensor]:
     """``_to_tensors`` of rows as a user gave them."""
     return _to_tensors(bnn, units, dtype, device, x, y if classes is None else encode(y, classes, f"{bnn.name}, y"))
-
-
-def open_stream(bnn: Model, x: Any, y: Any, method: Method, engine: str, seed: int) -> tuple[Stream | None, Method]:
-    """The rows that stay where they are, read once, and the method with its size of a batch; None for rows in memory.
-
-    Raises: OptionError for a method that needs all rows at once.
-    """
-    loader = isinstance(x, DataLoader)
-    if not loader and not (isinstance(method, SVI | MAP) and method.batch_size is not None):
-        return None, method  # all rows at once, and with them a file's in memory
-    source = find_source(x, y)
-    if source is None:
-        return None, method
-    if not isinstance(method, SVI | MAP) or engine == "pyro":
-        by = f"engine='pyro' and {method.name}" if engine == "pyro" else method.name
-        raise OptionError(
-            f"{bnn.name}: expected inference='svi' or 'map' for a DataLoader, got {by}, which needs all rows at once. Pass "
-            "arrays."
-        )
-    if method.batch_size is None:
-        size = getattr(x, "batch_size", None)
-        if size is None:
-            raise OptionError(
-                f"{bnn.name}, batch_size: expected a number, as the DataLoader has none. Pass batch_size=128."
-            )
-        method = replace(method, batch_size=size)
-    assert method.batch_size is not None
-    with isolated(derive_seed(seed, "rows")):
-        stream = survey(source, bnn.name, bnn.task == "classification", derive_seed(seed, "rows"),
-                        max(SAMPLE, method.batch_size))  # fmt: skip
-    return stream, method
-
-
-def all_rows_units(stream: Stream, units: Units) -> Units:
-    """Units as learnt on a sample, with the means and standard deviations of all rows."""
-    pairs = {name: stream.moments[name].mean_and_sd() for name in units.x}
-    return Units(pairs, None if units.y is None else stream.moments[ALL_Y].mean_and_sd())
 
 
 def _refuse_rounding(y: np.ndarray, tensor: Tensor, dtype: torch.dtype, where: str) -> None:

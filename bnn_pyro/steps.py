@@ -43,9 +43,8 @@ class State:
 
 
 Objective = Callable[..., tuple[Tensor, Tensor]]
-Gradient = Callable[
-    ..., tuple[Tensor, Tensor]
-]  # (position, noise (particles, k), *rows) of a member -> gradient, terms
+# (position, noise (particles, k), *rows) of a member -> gradient, terms
+Gradient = Callable[..., tuple[Tensor, Tensor]]
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -211,24 +210,32 @@ def check_step(fast: Step, expected: Expected, state: State, noise: Tensor, *row
     before, size = Aside(state.position), noise.new_full((), CHECKED_SIZE)
     state.mean.zero_()
     state.square.fill_(1.0)
-    found = fast.call(*state.parts, noise, size, *rows)
-    gap = relative_difference((found,), (expected.terms,))
+    try:
+        found = fast.call(*state.parts, noise, size, *rows)
+        gap = relative_difference((found,), (expected.terms,))
+        gap = max(gap, _moved_apart(state, before, expected.grad, size))
+    finally:
+        state.position.copy_(before.take())
+        state.mean.zero_()
+        state.square.zero_()
+    if not gap <= STEP_TOLERANCE[state.position.dtype]:
+        raise ArithmeticError(f"a step differs from the program's by {gap:.1e}, relative")
+
+
+def _moved_apart(state: State, before: Aside, grad: Aside, size: Tensor) -> float:
+    """How far a state is from where a step by ``grad`` moves moments of 0 and 1 and a position ``before``, relative."""
     position, mean, square = (t.reshape(-1) for t in (state.position, state.mean, state.square))
+    scale, gap = 1 / (1 - BETAS[0]), 0.0  # of the gradient in the first moment
     for start in range(0, len(position), CHECKED_AT_ONCE):
         part = slice(start, start + CHECKED_AT_ONCE)
-        old, grad = before.part(part.start, part.stop), expected.grad.part(part.start, part.stop)
-        wanted = _updated(old, torch.zeros_like(old), torch.ones_like(old), grad, size)
-        scale = 1 / (1 - BETAS[0])  # of the gradient in the first moment
+        old, own = before.part(part.start, part.stop), grad.part(part.start, part.stop)
+        wanted = _updated(old, torch.zeros_like(old), torch.ones_like(old), own, size)
         gap = max(
             gap,
             relative_difference((mean[None, part] * scale,), (wanted[1][None] * scale,)),
             relative_difference((position[None, part], square[None, part]), (wanted[0][None], wanted[2][None])),
         )
-        position[part] = old
-    state.mean.zero_()
-    state.square.zero_()
-    if not gap <= STEP_TOLERANCE[state.position.dtype]:
-        raise ArithmeticError(f"a step differs from the program's by {gap:.1e}, relative")
+    return gap
 
 
 def _without_grad(function: Callable) -> Any:

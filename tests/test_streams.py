@@ -9,9 +9,11 @@ from scipy import stats
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bnn_pyro as bnn
-from bnn_pyro import minibatches, streams
+from bnn_pyro import minibatches
+from bnn_pyro import survey as surveys
 from bnn_pyro.permutation import permute
-from bnn_pyro.streams import Loaded, Mapped, Moments, find_source, survey
+from bnn_pyro.streams import Loaded, Mapped, find_source
+from bnn_pyro.survey import Moments, survey
 
 N, SIZE = 230, 20
 QUIET = {"progress": False, "seed": 3}
@@ -133,7 +135,7 @@ def check_same(streamed, other):
 
 @pytest.mark.parametrize("kind", ["mapped", "loader", "iterable"])
 def test_a_streamed_fit_is_the_fit_of_rows_in_memory(kind, mapped, monkeypatch):
-    monkeypatch.setattr(streams, "SAMPLE", 60)
+    monkeypatch.setattr(surveys, "SAMPLE", 60)
     x, y = rows()
     model = bnn.get_model("linear")
     expected = bnn.fit(model, x, y, batch_size=SIZE, **settings())
@@ -163,7 +165,7 @@ def test_a_streamed_fit_is_the_fit_of_rows_in_memory(kind, mapped, monkeypatch):
 
 
 def test_a_streamed_classifier_knows_classes_that_its_sample_lacks(mapped, monkeypatch):
-    monkeypatch.setattr(streams, "SAMPLE", 30)
+    monkeypatch.setattr(surveys, "SAMPLE", 30)
     generator = np.random.default_rng(0)
     x = generator.normal(size=(3000, 2)).astype("float32")
     y = np.where(x[:, 0] > 0, "right", "left").astype("<U5")
