@@ -19,7 +19,7 @@ import bnn_pyro as bnn
 N, HELD_OUT, SPREAD = 60, 40, 37.5
 PRIOR_SD, SHAPE, RATE = 1.5, 2.0, 0.7
 WITHIN = 4.56  # combined Monte Carlo errors: two-sided probability 5e-6
-SETTINGS = {"inference": "nuts", "chains": 2, "warmup": 200, "draws": 600, "dtype": "float64", "progress": False}
+SETTINGS = {"inference": "nuts", "chains": 2, "warmup": 200, "draws": 2000, "dtype": "float64", "progress": False}
 
 
 @cache
