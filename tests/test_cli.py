@@ -470,7 +470,7 @@ def test_the_demo_refuses_a_foreign_directory(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing(tmp_path):
+def test_ctrl_c_leaves_nothing(tmp_path, usual_interrupts):
     command = [
         sys.executable,
         "-m",
@@ -485,15 +485,14 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert running.stderr.readline().startswith("Fitting linear")
     time.sleep(5)
-    for _ in range(
-        3
-    ):  # an interrupt that falls into one of torch's callbacks is lost there, as Python says; press again
+    for _ in range(3):  # one that falls into one of torch's callbacks is lost there, as Python says; press again
         running.send_signal(signal.SIGINT)
         try:
             _, said = running.communicate(timeout=20)
             break
         except subprocess.TimeoutExpired:
             said = "still running"
+    running.kill()  # which does nothing to a process that has ended
     # Interrupted inside torch's compiler, Python ends itself by the signal, which a shell calls 130 as well.
     assert running.returncode in (130, -signal.SIGINT) and said.strip() == "bnn-pyro: stopped."
     assert list(tmp_path.iterdir()) == []
