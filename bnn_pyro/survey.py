@@ -22,7 +22,7 @@ from bnn_pyro.units import Units
 
 SAMPLE = 1000  # rows kept, at least
 MOST_CLASSES = 10_000
-ALL_Y = "y "  # among the names of inputs, none of which ends so
+ALL_Y = "/y"  # among the names of inputs, which have no slash
 
 
 @dataclass
