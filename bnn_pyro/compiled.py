@@ -91,6 +91,12 @@ def block_for(target: Target, z: Tensor, chains: int) -> int:
     return min(max(2 ** (fits.bit_length() - 1) if fits else 0, least), MANY_CHAINS)
 
 
+def members_in_block(members: int, each: int) -> int:
+    """The largest divisor of ``members`` of which a block fits, where one takes ``each`` bytes; or of up to ``FEW_CHAINS``."""
+    most = max(BLOCK_BYTES // each, FEW_CHAINS)
+    return max(size for size in range(1, min(members, most) + 1) if members % size == 0)
+
+
 def compile_gradient(
     target: Target,
     points: Tensor,

@@ -11,22 +11,20 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from bnn_pyro.compiled import sentence, threads_for
+from bnn_pyro.compiled import threads_for
 from bnn_pyro.draws import Draws
 from bnn_pyro.elbo_record import ElboRecord
 from bnn_pyro.errors import ModelError, warn
 from bnn_pyro.graphs import normal_priors
-from bnn_pyro.guides import init_to_prior
 from bnn_pyro.inference import Ensemble
 from bnn_pyro.interrupts import watch_interrupts
 from bnn_pyro.isolation import derive_seed, isolated, reseed
 from bnn_pyro.likelihoods import unwrapped
 from bnn_pyro.minibatches import MiniBatches
 from bnn_pyro.points import Point, PointData
-from bnn_pyro.starts import prior_point
-from bnn_pyro.steps import State, adam_step, by_autograd, compile_step, expect, plain_step
-from bnn_pyro.target import Run, Target
-from bnn_pyro.training import Training, optimise
+from bnn_pyro.starts import feasible_point, prior_point
+from bnn_pyro.target import Target
+from bnn_pyro.training import Training, compile_training, optimise
 
 SAME = 1e-6  # relative: sds of the likelihood at two draws of the prior that are called equal
 
@@ -40,7 +38,7 @@ def fit_ensemble(target: Target, method: Ensemble, seed: int, backend: str, prog
     noise_sd = _noise_sd(target, method, seed, backend) if method.anchored else None
     with isolated(derive_seed(seed, "ensemble"), target.dtype, threads=threads_for(target)):
         without_anchor = _without_anchor(target, method, noise_sd)
-        starts = torch.stack([_start(target, derive_seed(seed, "member", m)) for m in range(method.members)])
+        starts = torch.stack([feasible_point(target, derive_seed(seed, "member", m)) for m in range(method.members)])
         training = _compile(target, method, seed, backend, starts, noise_sd)
         if training.step.reason:
             warn(f"{target.name}, ensemble: {training.step.reason}. Steps are taken by {training.step.backend!r}.")
@@ -74,7 +72,7 @@ def fit_ensemble(target: Target, method: Ensemble, seed: int, backend: str, prog
 def check_ensemble(target: Target, method: Ensemble) -> None:
     """Raises: ModelError for a program that members cannot be trained on as asked, before any work."""
     with isolated(seed=0, dtype=target.dtype), torch.no_grad():
-        _start(target, 0)
+        feasible_point(target, 0)
         learnt = list(pyro.get_param_store().keys())
         result = target.evaluate(prior_point(target))
     if learnt:
@@ -102,17 +100,6 @@ def _without_anchor(target: Target, method: Ensemble, noise_sd: Tensor | None) -
     return ", ".join([*(s.name for s in target.sites if s.name not in fixed), *(["y"] if noise_sd is None else [])])
 
 
-def _start(target: Target, seed: int) -> Tensor:
-    """Where a member starts (dim,): weights at a draw of the prior, scales at a feasible value."""
-    reseed(seed)
-    run = Run(
-        lambda name, fn: (init_to_prior({"name": name, "fn": fn}), torch.zeros((), dtype=torch.float64)), target.dtype
-    )
-    with torch.no_grad(), run:
-        target.program(target.x, target.y)
-    return target.unconstrain(run.values)[0].detach()
-
-
 def _compile(
     target: Target, method: Ensemble, seed: int, backend: str, starts: Tensor, noise_sd: Tensor | None
 ) -> Training:
@@ -135,19 +122,18 @@ def _compile(
     if method.anchored:
         more, names = [*more, _anchors(priors, members)], [*names, "shift"]
     unpack = _unpacker(batches, names)
-    state, noise = State(starts, [starts.shape[1]]), starts.new_zeros(members, 1, 0)
-    clip = method.clip_norm * (1.0 if batches is None else batches.scale)
-    function = adam_step(Point(target, priors).objective(unpack), [starts.shape[1:]], clip, shared=False)
     plain = Point(target, priors if method.anchored else None)  # whose shift is of those priors
-    one = by_autograd(plain.objective(unpack), [starts.shape[1:]])
-    rows = [*(batches.draw() if batches is not None else []), *more]
-    work = starts.shape[1] * (target.n if batches is None else batches.size)
-    try:
-        expected = expect(one, clip, starts, noise, *rows)
-        step = compile_step(function, expected, state, noise, work, backend, *rows)
-    except Exception as error:  # tracing runs a user's program on symbolic tensors: anything may be raised
-        step = plain_step(one, clip, 1, f"the program cannot be traced: {sentence(error)}")
-    return Training(step, state, noise.shape, batches, more)
+    return compile_training(
+        Point(target, priors).objective(unpack),
+        plain.objective(unpack),
+        starts,
+        starts.new_zeros(members, 1, 0),
+        method.clip_norm * (1.0 if batches is None else batches.scale),
+        starts.shape[1] * (target.n if batches is None else batches.size),
+        backend,
+        batches,
+        more,
+    )
 
 
 def _unpacker(batches: MiniBatches | None, names: list[str]) -> Callable[..., PointData]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bnn_pyro.compiled import Gradient, compile_gradient, threads_for
 from bnn_pyro.errors import DataError, ModelError
-from bnn_pyro.isolation import derive_seed, isolated
+from bnn_pyro.guides import init_to_prior
+from bnn_pyro.isolation import derive_seed, isolated, reseed
 from bnn_pyro.structure import draw_from_prior
 from bnn_pyro.target import Run, Target
 
@@ -57,6 +58,17 @@ def prior_point(target: Target) -> Tensor:
     with run:
         target.program(target.x, target.y)
     return target.unconstrain(run.values)[0]
+
+
+def feasible_point(target: Target, seed: int) -> Tensor:
+    """Weights at a draw of the prior, scales at a feasible value: where networks are trained from (dim,)."""
+    reseed(seed)
+    run = Run(
+        lambda name, fn: (init_to_prior({"name": name, "fn": fn}), torch.zeros((), dtype=torch.float64)), target.dtype
+    )
+    with torch.no_grad(), run:
+        target.program(target.x, target.y)
+    return target.unconstrain(run.values)[0].detach()
 
 
 def climb(

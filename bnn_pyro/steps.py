@@ -154,6 +154,7 @@ def compile_step(
     work: int,
     backend: str = "auto",
     *rows: Tensor,
+    block: int | None = None,
 ) -> Step:
     """The fastest form of ``adam_step``'s function that does what is ``expected`` at ``state``, which is as new afterwards.
 
@@ -162,22 +163,43 @@ def compile_step(
     Args:
         expected: What ``expect`` gave there, of the program as it is.
         work: Parameters times rows, by which ``"auto"`` chooses as ``compiled.compile_gradient`` does.
+        block: Members that go through together, a divisor of their number, each with rows of its own; None for all.
     Raises: ArithmeticError where the function does not agree; whatever the program raises on symbolic tensors.
     """
     if backend == "auto":
         backend = "inductor" if work >= COMPILE_FROM else "eager"
-    example = (*state.parts, noise, noise.new_full((), CHECKED_SIZE), *rows)
-    graph = write_back(trace_function(function, example, len(noise)), len(state.parts))
-    eager, reason = Step(_without_grad(graph), "eager"), ""
+    whole = (*state.parts, noise, noise.new_full((), CHECKED_SIZE), *rows)
+    block = block or len(noise)
+    example = whole if block == len(noise) else _members(whole, 0, block)
+    graph = write_back(trace_function(function, example, block), len(state.parts))
+    eager, reason = Step(_in_blocks(_without_grad(graph), block), "eager"), ""
     if backend != "eager":
         try:
-            fast = Step(_without_grad(inductor(spell_thin_products(spell_fills(graph)), example)), "inductor")
+            code = _without_grad(inductor(spell_thin_products(spell_fills(graph)), example))
+            fast = Step(_in_blocks(code, block), "inductor")
             check_step(fast, expected, state, noise, *rows)
             return fast
         except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
             reason = f"inductor failed: {sentence(error)}"
     check_step(eager, expected, state, noise, *rows)
     return replace(eager, reason=reason)
+
+
+def _members(args: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+    """A step's arguments of some members; the step size alone has no axis of them."""
+    return tuple(a[start:stop] if a.ndim else a for a in args)
+
+
+def _in_blocks(call: Callable[..., Tensor], block: int) -> Callable[..., Tensor]:
+    """``call`` for so many members at a time: what one operation leaves for the next is in the processor's cache still."""
+
+    def run(*args: Tensor) -> Tensor:
+        members = len(args[0])
+        if members == block:
+            return call(*args)
+        return torch.cat([call(*_members(args, start, start + block)) for start in range(0, members, block)])
+
+    return run
 
 
 def clipped(one: Gradient, clip: float, position: Tensor, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:

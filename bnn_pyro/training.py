@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from bnn_pyro.aside import Aside
+from bnn_pyro.batching import bytes_made
+from bnn_pyro.compiled import members_in_block, sentence
 from bnn_pyro.elbo_record import ElboRecord
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.minibatches import Batches
-from bnn_pyro.steps import State, Step
+from bnn_pyro.steps import Objective, State, Step, adam_step, by_autograd, compile_step, expect, plain_step
 
 WINDOW = 100  # steps between two looks at the ELBO
 NOISE_NUMBERS = 1_000_000  # drawn at once, where one step takes fewer
@@ -46,6 +48,41 @@ class Training:
     noise: torch.Size
     batches: Batches | None = None
     more: list[Tensor] = field(default_factory=list)
+
+
+def compile_training(
+    objective: Objective,
+    plain: Objective,
+    start: Tensor,
+    noise: Tensor,
+    clip: float,
+    work: int,
+    backend: str,
+    batches: Batches | None,
+    more: list[Tensor],
+) -> Training:
+    """The training of members (m, k) from ``start``, by a compiled step, or by ``plain`` with autograd and the reason.
+
+    Args:
+        objective: What ``steps.adam_step`` takes, of the flat vector as one part.
+        plain: The same, written so that it is checked against.
+        noise: (m, particles, k) of one step.
+        clip: Bound of each entry of the gradient of all rows' objective.
+        work: Numbers times rows, by which a step is compiled or not.
+        more: Tensors that each step takes after those of its batch.
+    """
+    shapes = [start.shape[1:]]
+    function, one = adam_step(objective, shapes, clip, shared=False), by_autograd(plain, shapes)
+    state = State(start, [start.shape[1]])
+    rows = [*(batches.draw() if batches is not None else []), *more]
+    try:
+        expected = expect(one, clip, start, noise, *rows)
+        each = 3 * bytes_made(lambda: objective((start[0],), noise[0, 0], *(r[0] for r in rows)))
+        block = members_in_block(len(start), each)
+        step = compile_step(function, expected, state, noise, work, backend, *rows, block=block)
+    except Exception as error:  # tracing runs a user's program on symbolic tensors: anything may be raised
+        step = plain_step(one, clip, 1, f"the program cannot be traced: {sentence(error)}")
+    return Training(step, state, noise.shape, batches, more)
 
 
 def optimise(

@@ -7,6 +7,7 @@ import torch
 from pyro.optim import ClippedAdam
 
 from bnn_pyro import steps
+from bnn_pyro.compiled import FEW_CHAINS, members_in_block
 from bnn_pyro.isolation import isolated
 from bnn_pyro.steps import State, adam_step, by_autograd, compile_step, expect, plain_step
 from problems import _rows
@@ -174,6 +175,26 @@ def test_compiled_steps_are_the_steps(members, particles):
         for a, b in zip(tensors(states[-1]), tensors(expected[-1])):
             assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)  # rounding, over fifty steps
         assert torch.allclose(found, terms, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_members_in_blocks_are_members_at_once(block):
+    """Each with rows of its own, which have to go with it."""
+    members, noise = 6, noises(5, 6, 2)
+    rows = (torch.stack([X * (1 + i) for i in range(members)]), torch.stack([Y + i for i in range(members)]))
+    function, state = adam_step(objective, SHAPES, 2.0, False), start(members)
+    expected = expect(by_autograd(objective, SHAPES), 2.0, state.position, noise[0], *rows)
+    step = compile_step(function, expected, state, noise[0], 1, "eager", *rows, block=block)
+    states, terms = follow(step, start(members), noise, 0.05, 0.97, *rows)
+    wanted, wanted_terms = follow(eager(shared=False), start(members), noise, 0.05, 0.97, *rows)
+    assert all(torch.allclose(a, b, rtol=1e-11, atol=1e-11) for a, b in zip(tensors(states[-1]), tensors(wanted[-1])))
+    assert terms.shape == wanted_terms.shape and torch.allclose(terms, wanted_terms, rtol=1e-11, atol=1e-11)
+
+
+def test_a_block_divides_the_members_and_fits():
+    assert members_in_block(50, 800_000) == 5 and members_in_block(50, 1) == 50
+    assert members_in_block(47, 800_000) == 1 and members_in_block(12, 10**9) == FEW_CHAINS
+    assert members_in_block(1, 10**9) == 1
 
 
 def test_the_traced_step_is_the_step():
