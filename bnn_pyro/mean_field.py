@@ -69,7 +69,7 @@ class MeanFieldElbo(Elbo):
         watch = nullcontext() if self.estimator == "weights" else RowNoise(self.estimator)
         if isinstance(watch, RowNoise):
             for site in self.priors.sites:
-                watch.follow(site, values[site], means[site], sds[site])
+                watch.follow(site, values[site], linear=means[site], size=sds[site])
         x, y = (None, None) if rows is None else rows[:2]
         with given, watch:
             result = self.target.evaluate_sites(values, x, y, leave_out=self.priors.sites)

@@ -288,7 +288,8 @@ class Target:
                 f"{self.name}, predict: expected one observed site, got {names or 'factors only'}. "
                 "Write a program that observes the one to predict."
             )
-        run = Run(latent, self.dtype, stop_at=self.predicted.name, params=self.params)
+        without_prior = frozenset(s.name for s in self.sites)  # nobody asks for its density here
+        run = Run(latent, self.dtype, stop_at=self.predicted.name, params=self.params, leave_out=without_prior)
         try:
             with run:
                 self.program(x, None)
