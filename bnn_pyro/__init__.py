@@ -27,7 +27,19 @@ if TYPE_CHECKING:
     from bnn_pyro.files import load
     from bnn_pyro.fitting import fit
     from bnn_pyro.guides import init_to_prior
-    from bnn_pyro.inference import HMC, MAP, NUTS, SVI, Adaptation, ChEES, Ensemble, Prior, list_inference
+    from bnn_pyro.inference import (
+        HMC,
+        MAP,
+        NUTS,
+        SVI,
+        Adaptation,
+        ChEES,
+        Ensemble,
+        Laplace,
+        MCDropout,
+        Prior,
+        list_inference,
+    )
     from bnn_pyro.model import BNN, Model
     from bnn_pyro.own_table import load_table
     from bnn_pyro.posterior import Posterior
@@ -44,7 +56,19 @@ _HOMES = {
     "files": ("load",),
     "fitting": ("fit",),
     "guides": ("init_to_prior",),
-    "inference": ("HMC", "MAP", "NUTS", "SVI", "Adaptation", "ChEES", "Ensemble", "Prior", "list_inference"),
+    "inference": (
+        "HMC",
+        "MAP",
+        "NUTS",
+        "SVI",
+        "Adaptation",
+        "ChEES",
+        "Ensemble",
+        "Laplace",
+        "MCDropout",
+        "Prior",
+        "list_inference",
+    ),
     "model": ("BNN", "Model"),
     "own_table": ("load_table",),
     "posterior": ("Posterior",),
@@ -69,6 +93,8 @@ __all__ = [
     "ClassPrediction",
     "DataError",
     "Ensemble",
+    "Laplace",
+    "MCDropout",
     "Model",
     "ModelError",
     "OptionError",

@@ -109,14 +109,18 @@ def _table(asked: dict[str, Any]) -> dict[str, Any]:
 @click.argument("model")
 @_rows_of_data
 @click.option(
-    "--inference", metavar="NAME", default="nuts", show_default=True, help="nuts, chees, hmc, svi, map or prior."
+    "--inference",
+    metavar="NAME",
+    default="nuts",
+    show_default=True,
+    help="nuts, chees, hmc, svi, laplace, ensemble, mc_dropout, map or prior.",
 )
 @click.option("--out", metavar="DIR", help="Run directory to write; by default runs/MODEL-DATA-INFERENCE.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="All randomness comes from it.")
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True,
               help="A hyper-parameter of the model or an option of the method, such as hidden=8,8 or draws=2000; "
               "may be given several times.")  # fmt: skip
-@click.option("--dtype", metavar="NAME", default="float32", show_default=True, help="float32 or float64.")
+@click.option("--dtype", metavar="NAME", help="float32 or float64; by default float64 for laplace, float32 for others.")
 @click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu or auto.")
 @click.option("--engine", metavar="NAME", default="auto", show_default=True,
               help="auto, compiled, eager or pyro (Pyro's own SVI and NUTS).")  # fmt: skip

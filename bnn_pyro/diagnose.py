@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnn_pyro import results
-from bnn_pyro.inference import MAP, MCMC, NUTS, Ensemble, Prior
+from bnn_pyro.inference import MAP, MCMC, NUTS, Ensemble, Laplace, MCDropout, Prior
 
 if TYPE_CHECKING:
     from bnn_pyro.posterior import Posterior
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 R_HAT, ESS, E_BFMI, AT_LIMIT = 1.01, 400.0, 0.3, 0.01
 MEAN_FIELD = ("AutoDiagonalNormal", "AutoNormal", "AutoNormalMessenger")  # guides of independent latent numbers
 FEWEST_STEPS = 200  # of an optimiser, below which its objective says nothing
+KINK = 0.05  # nats for each latent number that the gradient on one side of a kink may promise
 MOVING_NATS_PER_ROW = 0.02  # a rise of the ELBO over the second half of the steps that is worth more steps
 
 
@@ -49,6 +50,8 @@ def diagnose(posterior: Posterior) -> Verdict:
         return Verdict("converged", ["independent draws of the prior: nothing was learnt from y."])
     if isinstance(posterior.method, MCMC):
         return _sampled(posterior, posterior.method)
+    if isinstance(posterior.method, Laplace):
+        return _around_a_mode(posterior, posterior.method)
     return _approximated(posterior)
 
 
@@ -122,6 +125,29 @@ def _worst(by_name: dict[str, np.ndarray], watched: Any, pick: Any) -> tuple[str
     return extreme(candidates, key=lambda c: c[1])
 
 
+def _around_a_mode(posterior: Posterior, method: Laplace) -> Verdict:
+    info, stats = posterior.draws.info, posterior.draws.stats
+    k = results.pareto_k((stats["log_p"] - stats["log_q"]).reshape(-1))
+    rise = info["rise"]
+    numbers = {"rise": rise, "log_evidence": info["log_evidence"], "pareto_k": k}
+    kink = info["stalled"] and rise <= KINK * posterior.draws.z.shape[-1]
+    if not (rise <= method.tolerance or kink):
+        said = f"no mode was reached: the density would still rise by {rise:.1g} nats, {method.tolerance:g} is allowed."
+        return Verdict("not converged", [said], [f"rounds={4 * method.rounds}"], numbers)
+    where = "where the density stops rising, on a kink, as ReLU networks have" if kink else "at a mode"
+    reasons = [
+        f"{where} (by the gradient it would rise by {rise:.0e} nats); curvature {info['structure']}, {info['curvature']}; "
+        f"log evidence {info['log_evidence']:.1f} nats around it.",
+        "other modes are not seen, and a skewed or flat posterior is made symmetric and as wide as it is at its top.",
+    ]
+    if info["points"]:
+        reasons.append(f"{info['points']} weights stay at the mode, without uncertainty.")
+    if info["predictive"] == "linearized":
+        reasons.append("predictions are of the network made linear in its weights; k-hat is of the weights themselves.")
+    reasons.append(f"k-hat {k:.2f}: {_k_hat_words(k, bool(getattr(posterior.model, 'hidden', ())), False)}")
+    return Verdict("approximate", reasons, [], numbers)
+
+
 def _approximated(posterior: Posterior) -> Verdict:
     elbo = posterior.draws.history["elbo"]
     gain, noise = elbo_gain(elbo)
@@ -153,6 +179,12 @@ def _approximated(posterior: Posterior) -> Verdict:
         )
     if isinstance(posterior.method, Ensemble):
         return Verdict("approximate", [f"the {what} has settled ({moved}).", _ensemble_words(posterior)], [], numbers)
+    if isinstance(posterior.method, MCDropout):
+        words = (
+            f"units are left out at a rate of {posterior.method.rate:g}, which is a setting: their spread is not the "
+            "posterior's, and more rows need not make it smaller."
+        )
+        return Verdict("approximate", [f"the {what} has settled ({moved}).", words], [], numbers)
     reasons = [f"the {what} has settled at {numbers['elbo']:.1f} nats ({moved})."]
     stats = posterior.draws.stats
     if "log_p" in stats and "log_q" in stats:

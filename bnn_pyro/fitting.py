@@ -16,11 +16,13 @@ from torch import Tensor
 from bnn_pyro.compiled import BACKENDS
 from bnn_pyro.data import Data, Inputs, collect, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
+from bnn_pyro.dropout import check_dropout, fit_dropout
 from bnn_pyro.ensemble import check_ensemble, fit_ensemble
 from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown, warn
-from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Ensemble, Method, Prior, make_method
+from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Ensemble, Laplace, MCDropout, Method, Prior, make_method
 from bnn_pyro.isolation import check_seed, derive_seed, isolated
 from bnn_pyro.labels import encode
+from bnn_pyro.laplace import as_fitted, check_laplace, fit_laplace
 from bnn_pyro.minibatches import check_batches
 from bnn_pyro.model import BNN, Model
 from bnn_pyro.posterior import Posterior
@@ -46,7 +48,7 @@ def fit(
     inference: str | Method = "nuts",
     seed: int = 0,
     standardize: bool | None = None,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     device: str = "cpu",
     engine: str = "auto",
     backend: str = "auto",
@@ -70,7 +72,8 @@ def fit(
         inference: A name of ``bnn.list_inference()``, such as ``"nuts"`` or ``"svi"``, or a value such as ``NUTS(chains=4)``.
         seed: All randomness comes from it; torch's, numpy's and Pyro's global state is the same after as before.
         standardize: Put inputs (and real targets) into standard units, learnt on these rows; None for the model's default.
-        dtype: ``"float32"`` or ``"float64"``.
+        dtype: ``"float32"`` or ``"float64"``; None is the method's: float64 for ``"laplace"``, whose mode float32 cannot tell
+            well enough, else float32.
         device: ``"cpu"``, or ``"auto"``, which is the same for now.
         engine: ``"compiled"``: this library's samplers, all chains at once; ``"eager"``: the same, with nothing compiled;
             ``"pyro"``: Pyro's own SVI and NUTS. ``"auto"`` is the first.
@@ -88,7 +91,7 @@ def fit(
     """
     bnn = as_model(model).fresh()
     method = _method(inference, options)
-    torch_dtype, torch_device = find_dtype(dtype), find_device(device)
+    torch_dtype, torch_device = find_dtype(dtype or method.dtype), find_device(device)
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if given not in known:
             raise unknown(kind, given, known)
@@ -129,11 +132,15 @@ def fit(
         )
     if isinstance(method, MCMC) and method.init == "ensemble":
         check_rows_part(target)
-    if isinstance(method, SVI | MAP | Ensemble) and method.batch_size is not None:
+    if isinstance(method, SVI | MAP | Ensemble | MCDropout) and method.batch_size is not None:
         check_batches(target, method.batch_size)
 
     if isinstance(method, Ensemble):
         check_ensemble(target, method)
+    if isinstance(method, MCDropout):
+        check_dropout(target, method)
+    if isinstance(method, Laplace):
+        check_laplace(target)
 
     began = time.perf_counter()
     if stream is not None:
@@ -146,6 +153,9 @@ def fit(
         draws = _infer(target, method, bnn, seed, engine, backend, progress)
     if draws.params:
         target = replace(target, params=draws.params)
+    if isinstance(method, Laplace):
+        target = as_fitted(target, draws)
+        draws.info["log_evidence"] -= data.n * units.log_jacobian
     draws.info |= {"engine": engine, "wall_time": time.perf_counter() - began}
     return Posterior(bnn, data, units, target, method, draws, seed, notes, kept)
 
@@ -291,6 +301,10 @@ def _infer(target: Target, method: Method, bnn: Model, seed: int, engine: str, b
         return sample(target, method, seed, backend, progress)
     if isinstance(method, Ensemble):
         return fit_ensemble(target, method, seed, backend, progress)
+    if isinstance(method, MCDropout):
+        return fit_dropout(target, method, seed, backend, progress)
+    if isinstance(method, Laplace):
+        return fit_laplace(target, method, seed, backend, progress)
     assert isinstance(method, SVI | MAP), "make_method knows no other"
     return fit_guide(target, method, bnn.guide, seed, engine, backend, progress)
 

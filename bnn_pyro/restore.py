@@ -15,6 +15,8 @@ from bnn_pyro.errors import ModelError, RunError
 from bnn_pyro.files import NETCDF, STATE, method_from, model_from
 from bnn_pyro.fitting import DTYPES, make_target
 from bnn_pyro.frames import Encoding
+from bnn_pyro.inference import Laplace
+from bnn_pyro.laplace import as_fitted
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.target import Observation, Target
 from bnn_pyro.units import Units
@@ -50,6 +52,8 @@ def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
         complete=content["fit"]["complete"],
     )
     method, seed = method_from(content), content["fit"]["seed"]
+    if isinstance(method, Laplace) and target.sites:
+        target = as_fitted(target, draws)
     notes = list(content["fit"]["warnings"])
     posterior = Posterior(bnn, data, units, target, method, draws, seed, notes, None if keep is None else tuple(keep))
     posterior.__dict__["idata"] = idata  # as it was written, instead of built again

@@ -135,7 +135,7 @@ def read(directory: str) -> Finished:
 def _check_settings(
     method: Any,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str = "cpu",
     engine: str = "auto",
     backend: str = "auto",
@@ -146,7 +146,11 @@ def _check_settings(
     from bnn_pyro.fitting import DTYPES, ENGINES, choose_engine, find_device
     from bnn_pyro.isolation import check_seed
 
-    for kind, value, known in (("dtype", dtype, DTYPES), ("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
+    for kind, value, known in (
+        ("dtype", dtype or method.dtype, DTYPES),
+        ("engine", engine, ENGINES),
+        ("backend", backend, BACKENDS),
+    ):
         if value not in known:
             raise unknown(kind, value, known)
     choose_engine(method, engine, backend)

@@ -97,7 +97,7 @@ def fit_command(content: dict[str, Any], changes: dict[str, Any] | None = None, 
     for key, value in (sets | (changes or {})).items():
         words += ["--set", f"{key}={options.as_text(value)}"]
     words += ["--seed", str(fit["seed"])] if fit["seed"] else []
-    words += ["--dtype", fit["dtype"]] if fit["dtype"] != "float32" else []
+    words += ["--dtype", fit["dtype"]] if fit["dtype"] != METHODS[method].dtype else []
     words += ["--no-standardize"] if attrs is not None and not attrs.get("standardize_x", True) else []
     return shlex.join(words)
 

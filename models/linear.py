@@ -25,7 +25,7 @@ CARD = bnn.Card(
     dataset="diabetes",
     reference="Bishop 2006, Pattern Recognition and Machine Learning, section 3.3",
     tags=("conjugate", "exact"),
-    inference=("chees", "ensemble", "hmc", "map", "nuts", "svi"),
+    inference=("chees", "ensemble", "hmc", "laplace", "map", "mc_dropout", "nuts", "svi"),
 )
 
 

@@ -20,7 +20,7 @@ CARD = bnn.Card(
     dataset="breast_cancer",
     reference="Gelman et al. 2008, A weakly informative default prior distribution for logistic regression",
     tags=("two classes", "log-concave"),
-    inference=("chees", "ensemble", "hmc", "map", "nuts", "svi"),
+    inference=("chees", "ensemble", "hmc", "laplace", "map", "mc_dropout", "nuts", "svi"),
 )
 
 

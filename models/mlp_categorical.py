@@ -22,7 +22,7 @@ CARD = bnn.Card(
     dataset="digits",
     reference="Neal 1996, Bayesian Learning for Neural Networks",
     tags=("softmax",),
-    inference=("chees", "ensemble", "hmc", "map", "nuts", "svi"),
+    inference=("chees", "ensemble", "hmc", "laplace", "map", "mc_dropout", "nuts", "svi"),
 )
 
 

@@ -21,7 +21,7 @@ CARD = bnn.Card(
     dataset="diabetes",
     reference="Neal 1996, Bayesian Learning for Neural Networks",
     tags=("hierarchical",),
-    inference=("chees", "ensemble", "hmc", "map", "nuts", "svi"),
+    inference=("chees", "ensemble", "hmc", "laplace", "map", "mc_dropout", "nuts", "svi"),
     published=[
         bnn.Published(inference="svi", dataset="uci/wine", metric="test_lpd", value=-0.970, stdev=0.061,
                       splits="20 fixed 90/10", source="hjljhl/BNN, README"),

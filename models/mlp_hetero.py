@@ -24,7 +24,7 @@ CARD = bnn.Card(
     dataset="engel",
     reference="Nix & Weigend 1994, Estimating the mean and variance of the target probability distribution",
     tags=("heteroscedastic",),
-    inference=("chees", "ensemble", "hmc", "map", "nuts", "svi"),
+    inference=("chees", "ensemble", "hmc", "laplace", "map", "mc_dropout", "nuts", "svi"),
     published=[
         bnn.Published(inference="nuts", dataset="airfoil", metric="test_rmse", value=0.1215, stdev=0.0042,
                       splits="train_test_split(test_size=0.2, random_state=42), 5 seeds; y in standard units; hidden "

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 
 from bnn_pyro.errors import OptionError, unknown
+from bnn_pyro.inference.dropout import MCDropout
 from bnn_pyro.inference.ensemble import Ensemble
 from bnn_pyro.inference.hmc import HMC, ChEES
+from bnn_pyro.inference.laplace import Laplace
 from bnn_pyro.inference.mcmc import MCMC, Adaptation
 from bnn_pyro.inference.method import Method
 from bnn_pyro.inference.nuts import NUTS
@@ -17,7 +19,9 @@ METHODS: dict[str, type[Method]] = {
     "chees": ChEES,
     "ensemble": Ensemble,
     "hmc": HMC,
+    "laplace": Laplace,
     "map": MAP,
+    "mc_dropout": MCDropout,
     "nuts": NUTS,
     "prior": Prior,
     "svi": SVI,
@@ -33,6 +37,8 @@ __all__ = [
     "Adaptation",
     "ChEES",
     "Ensemble",
+    "Laplace",
+    "MCDropout",
     "Method",
     "Prior",
     "list_inference",

@@ -14,6 +14,7 @@ class Method:
 
     name: ClassVar[str] = ""
     exact: ClassVar[bool] = False  # whether its draws converge to the posterior itself
+    dtype: ClassVar[str] = "float32"  # where none is asked for
 
     def settings(self) -> dict[str, Any]:
         """Fields and values, with objects shown by their names."""

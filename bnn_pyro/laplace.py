@@ -1,0 +1,234 @@
+"""Laplace approximations of a target: the mode, the curvature there in the structure asked for, draws, and the evidence."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bnn_pyro import shapes
+from bnn_pyro.batching import gather_draws
+from bnn_pyro.compiled import compile_gradient, threads_for
+from bnn_pyro.draws import Draws
+from bnn_pyro.errors import ModelError, OptionError, warn
+from bnn_pyro.gaussians import Dense, Gaussian
+from bnn_pyro.graphs import normal_priors
+from bnn_pyro.hyper import hyper_entries, settle, ways
+from bnn_pyro.inference import Laplace
+from bnn_pyro.isolation import derive_seed, isolated, reseed
+from bnn_pyro.linearized import check_outputs, linearize
+from bnn_pyro.modes import Mode, find_mode
+from bnn_pyro.prior_scale import with_prior_sds
+from bnn_pyro.shapes import Shape, choose_shape
+from bnn_pyro.starts import feasible_point, prior_point, starting_points
+from bnn_pyro.target import Target
+
+INNER = 1e-3  # of the tolerance, is what the weights' mode is found to, while scales move
+TUNINGS, SETTLED = 30, 0.01  # of prior sds: at most so many, until none changes by more than this share
+
+
+def fit_laplace(target: Target, method: Laplace, seed: int, backend: str, progress: bool = True) -> Draws:
+    """Finds the mode and draws from the density around it: one chain of ``method.draws`` draws.
+
+    ``stats`` has ``log_p`` and ``log_q``, unconstrained log densities up to the same constant; ``state`` is the density's
+    tensors; ``info`` has ``log_evidence``, in the units that the program sees, and ``rise``, nats that the log density would
+    still rise by.
+    Raises: ModelError where the curvature is not positive definite, which then is no mode's; OptionError for a structure that
+        the program does not have.
+    """
+    began = time.perf_counter()
+    with isolated(derive_seed(seed, "laplace"), target.dtype, threads=threads_for(target)):
+        work = _Work(target, method, backend, progress)
+        compiled = time.perf_counter()
+        with work.bar:
+            target, density, mode, factors = work.run(seed)
+        reseed(derive_seed(seed, "laplace draws"))
+        z = density.sample(method.draws)
+        log_q = density.log_density(z)
+        log_p = gather_draws(target.log_density, z)
+        at_mode = float(target.log_density(density.mean))
+    stats = {"lp": log_p, "log_p": log_p, "log_q": log_q}
+    info: dict[str, Any] = {
+        "gradient_evaluations": mode.gradients,
+        "structure": work.shape.structure,
+        "curvature": work.shape.kind,
+        "predictive": "weights" if work.reason else method.predictive,
+        "rise": mode.rise,
+        "stalled": mode.stalled,
+        "log_evidence": at_mode + 0.5 * (density.dim * math.log(2 * math.pi) - float(density.log_det)),
+        "points": target.dim - density.dim,
+        "backend": work.gradient.backend,
+        "backend_reason": work.gradient.reason,
+        "compile_time": compiled - began,
+        "sampling_time": time.perf_counter() - compiled,
+        **{f"prior_sd_factor_{name}": factor for name, factor in factors.items()},
+    }
+    state = {name: tensor.cpu() for name, tensor in density.tensors().items()}
+    return Draws(
+        z.cpu()[None],
+        stats={k: v.double().cpu().numpy()[None] for k, v in stats.items()},
+        state=state,
+        info=info,
+    )
+
+
+def check_laplace(target: Target) -> None:
+    """Raises: ModelError for a program that has no one mode to go round, before any work."""
+    with isolated(seed=0, dtype=target.dtype), torch.no_grad():
+        target.evaluate(prior_point(target))
+        learnt = list(pyro.get_param_store().keys())
+    by_row = [s.name for s in target.sites if s.by_row]
+    if learnt:
+        raise ModelError(
+            f"{target.name}, laplace: expected a program of sample statements, got pyro.param {learnt[0]!r}. Give it a "
+            "prior, or use inference='svi', guide='laplace'."
+        )
+    if by_row:
+        raise ModelError(
+            f"{target.name}, laplace: expected latent sites outside the data plate, got {by_row} inside. Use inference='svi'."
+        )
+
+
+def gaussian(draws: Draws) -> Gaussian:
+    """The normal density over the flat vector that a fit by Laplace's method has left."""
+    return Gaussian.from_tensors(draws.state)
+
+
+def as_fitted(target: Target, draws: Draws) -> Target:
+    """The target that predictions and log likelihoods are of: its priors tuned, and linear around the mode, if asked."""
+    factors = {k.removeprefix("prior_sd_factor_"): v for k, v in draws.info.items() if k.startswith("prior_sd_factor_")}
+    target = with_prior_sds(target, factors)
+    if draws.info["predictive"] == "weights":
+        return target
+    return linearize(target, draws.state["mean"].to(target.device))
+
+
+class _Work:
+    """What a fit has at hand: the gradient, the structure, and a bar."""
+
+    def __init__(self, target: Target, method: Laplace, backend: str, progress: bool):
+        self.target, self.method, self.backend = target, method, backend
+        example = prior_point(target)
+        self.reason = check_outputs(target, example)
+        if self.reason:
+            warn(
+                f"{target.name}, laplace: {self.reason}, so that the curvature is the exact Hessian and predictions are of "
+                "draws of the weights."
+            )
+        self.scales = hyper_entries(target, example) if method.scales == "marginal" and not self.reason else None
+        every = torch.arange(target.dim, device=target.device)
+        if self.scales is not None and not len(self.scales):
+            self.scales = None
+        inner = every if self.scales is None else every[~torch.isin(every, self.scales)]
+        self.shape: Shape = choose_shape(target, method, example, bool(self.reason), inner)
+        self.bar: Any = tqdm(total=method.rounds, desc="laplace", disable=None if progress else True, unit="round")
+        self.gradient = self._compile(target)
+        if self.gradient.reason:
+            warn(
+                f"{target.name}, laplace: {self.gradient.reason}. Gradients come from {self.gradient.backend!r}, which is "
+                "slower."
+            )
+
+    def _compile(self, target: Target) -> Any:
+        points = torch.stack([prior_point(target) for _ in range(3)])
+        return compile_gradient(target, points, self.backend, block=1)
+
+    def run(self, seed: int) -> tuple[Target, Gaussian, Mode, dict[str, float]]:
+        """Target (its priors tuned, if asked for), density, mode, and factors of the priors' sds."""
+        if self.scales is None:
+            start = starting_points(self.target, self.gradient, "map", seed, 1)[0]
+        else:
+            start = feasible_point(self.target, derive_seed(seed, "laplace start"))
+        mode, density = self._around(self.target, self.gradient, start)
+        if not self.method.tune_prior:
+            return self.target, density, mode, {}
+        factors = dict.fromkeys(self._tunable(mode.position), 1.0)
+        if not factors:
+            raise OptionError(
+                f"{self.target.name}, tune_prior: expected a site whose prior is a fixed Normal, and no other site its scale, "
+                "got none. Leave it out."
+            )
+        target, count = self.target, mode.gradients
+        for _ in range(TUNINGS):
+            before = dict(factors)
+            factors = {name: factor * _tuned(target, density, name) for name, factor in factors.items()}
+            target = with_prior_sds(self.target, factors)
+            mode, density = self._around(target, self._compile(target), mode.position)
+            count += mode.gradients
+            if all(abs(math.log(factors[k] / before[k])) < SETTLED for k in factors):
+                break
+        return target, density, mode._replace(gradients=count), factors
+
+    def _tunable(self, z: Tensor) -> list[str]:
+        """Sites with a fixed Normal prior whose scale is no other site: that goes to its own maximum anyway."""
+        fixed = sorted(normal_priors(self.target).sites)
+        if self.scales is None:
+            return fixed
+        tied = (ways(self.target, z, self.scales) != 0).any(0)
+        return [s.name for s in self.target.sites if s.name in fixed and not bool(tied[s.start : s.stop].any())]
+
+    def _around(self, target: Target, gradient: Any, start: Tensor) -> tuple[Mode, Gaussian]:
+        def watch(value: float, rise: float) -> None:
+            self.bar.update()
+            self.bar.set_postfix(density=f"{value:.2f}", rise=f"{rise:.1e}")
+
+        tolerance, rounds = self.method.tolerance, self.method.rounds
+        try:
+            if self.scales is None:
+                mode = find_mode(gradient, start, partial(self.shape.guide, target), tolerance, rounds, watch)
+                return mode, self.shape.density(target, mode.position)
+            settled = settle(
+                target,
+                start,
+                self.scales,
+                lambda z: find_mode(gradient, z, partial(self.shape.guide, target), INNER * tolerance, rounds),
+                self.shape.density,
+                tolerance,
+                rounds,
+                watch,
+            )
+            return settled.mode, self._with_scales(target, settled.mode.position, settled.precision)
+        except torch.linalg.LinAlgError as error:
+            raise ModelError(
+                f"{target.name}, laplace: expected a positive definite curvature at the point reached, got none: it is no "
+                "mode of the density. Use curvature='ggn', or more rounds."
+            ) from error
+
+    def _with_scales(self, target: Target, z: Tensor, precision: Tensor) -> Gaussian:
+        """The weights' density given the scales, and theirs, whose precision (b, b) is that with the weights integrated out.
+
+        With all of the curvature kept, the weights' mode moves with the scales; else they are independent.
+        """
+        weights = self.shape.density(target, z)
+        assert self.scales is not None
+        if self.shape.structure == "full":
+            inner = weights.blocks[0].index
+            index = torch.cat([inner, self.scales])
+            whole = shapes.precision(target, z, index, self.method.curvature == "exact")
+            cut = len(inner)
+            across = whole[:cut, cut:]
+            moved = torch.cholesky_solve(across, torch.linalg.cholesky(whole[:cut, :cut]))
+            whole[cut:, cut:] = precision + across.mT @ moved
+            return Gaussian(z, [Dense.of(index, whole)])
+        return Gaussian(z, [*weights.blocks, Dense.of(self.scales, precision)])
+
+
+def _tuned(target: Target, density: Gaussian, name: str) -> float:
+    """The factor of a site's prior sd that raises the evidence: MacKay's fixed point, gamma / (w^T D w) for the precision.
+
+    gamma = sum of (1 - prior precision times posterior variance): how many of the site's numbers the data determine.
+    Source: MacKay 1992, Neural Computation 4(3), equation 4.9 of the thesis' notation.
+    """
+    (site,) = [s for s in target.sites if s.name == name]
+    priors = normal_priors(target)
+    part = slice(site.start, site.stop)
+    precision = priors.precision[part]
+    determined = float((1.0 - precision * density.variances()[part]).sum())
+    pull = float(((density.mean[part] - priors.loc[part]).square() * precision).sum())
+    return math.sqrt(max(pull, 1e-12) / max(determined, 1e-12))
