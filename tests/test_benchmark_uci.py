@@ -23,6 +23,7 @@ from bnn_pyro.datasets import DataSet, Part
 def row(name="wine", method="svi", split=0, lpd=-0.97, rmse=0.637, **more):
     figures = {
         "set": name, "method": method, "split": split, "candidates": uci.CANDIDATES[method], "chosen": 1,
+        "folds": uci.FOLDS[method],
         "held_out_lpd": [-1.0, -0.9, -1.1], "test_lpd": lpd, "test_rmse": rmse, "verdict": "approximate", "seconds": 60.0,
         "versions": {"bnn-pyro": "0.1", "torch": "2.0"}, "machine": "Linux x86_64, 2 cores",
     }  # fmt: skip
@@ -39,6 +40,12 @@ def test_held_out_rows_are_a_fifth_the_same_on_every_call_and_each_splits_own():
     assert len(held) == 185 and sorted([*kept, *held]) == list(range(927))
     assert all(np.array_equal(a, b) for a, b in zip(uci.held_out(927, split=3), (kept, held), strict=True))
     assert not np.array_equal(uci.held_out(927, split=4)[1], held)
+
+
+def test_five_folds_hold_out_each_row_once():
+    folds = [uci.held_out(927, split=3, fold=i) for i in range(5)]
+    assert sorted(np.concatenate([held for _, held in folds])) == list(range(927))
+    assert all(sorted([*kept, *held]) == list(range(927)) and abs(len(held) - 185) < 5 for kept, held in folds)
 
 
 def test_the_last_fit_takes_as_many_epochs_as_the_candidate():
@@ -88,11 +95,12 @@ def test_test_rows_are_seen_once_by_the_candidate_that_held_out_rows_chose(monke
     monkeypatch.setattr(uci, "fit", fit)
     found = uci.measure("wine", "ensemble", 5)
     candidates, rows = uci.CANDIDATES["ensemble"], set(range(40))
-    assert [f[0] for f in fits] == [*candidates, candidates[1]] and found["chosen"] == 1
+    assert [f[0] for f in fits] == [c for c in candidates for _ in range(5)] + [candidates[1]] and found["chosen"] == 1
     assert all((f[2], f[3]) == (32, 5) for f in fits)
-    held = rows - fits[0][1]
-    assert len(held) == 8 and fits[0][1] == fits[1][1] == fits[2][1] and fits[3][1] == rows
-    assert shown == [held, held, held, set(range(40, 50))]
+    held = [rows - f[1] for f in fits[:5]]
+    assert set.union(*held) == rows and [len(h) for h in held] == [8] * 5 and fits[-1][1] == rows
+    assert [f[1] for f in fits[:-1]] == [rows - h for h in held] * 3
+    assert shown == [*held * 3, set(range(40, 50))]
     assert found["test_lpd"] == -0.5 and found["held_out_lpd"] == pytest.approx([-1.96, -1.6, -2.6])
 
 

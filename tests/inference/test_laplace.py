@@ -13,7 +13,7 @@ from torch.func import hessian, jacfwd
 
 import bnn_pyro as bnn
 import problems
-from bnn_pyro import curvature, laplace, layers, outputs, results, shapes
+from bnn_pyro import curvature, hyper, laplace, layers, outputs, results, shapes
 from bnn_pyro.gaussians import Dense, Diagonal, Gaussian, Kronecker
 from bnn_pyro.isolation import isolated
 from bnn_pyro.linearized import LinearizedTarget, check_outputs
@@ -519,3 +519,21 @@ def test_blocks_are_the_normal_density_that_their_precision_says(inside):
     assert abs(float(density.displace(u) @ v - u @ density.turn(v))) < 1e-10
     again = Gaussian.from_tensors(density.tensors())
     assert torch.equal(again.covariance(), density.covariance()) and torch.equal(again.mean, density.mean)
+
+
+def test_a_scale_grows_as_the_weights_shrink(inside):
+    x, y = rows()
+    target = build_target(bnn.get_model("mlp_gaussian", hidden=(4, 2)).model, x, y, dtype=F64)
+    z = torch.randn(target.dim)
+    scales = hyper.hyper_entries(target, z)
+    (scale,) = [s for s in target.sites if s.name == "scale"]
+    way = hyper.ways(target, z, scales)[scales.tolist().index(scale.start)]
+    weights = torch.cat([torch.arange(s.start, s.stop) for s in target.sites if s.name.startswith("w")])
+    assert (
+        torch.allclose(way[weights], -z[weights], atol=1e-6)
+        and way[scale.start] == 1.0
+        and way.count_nonzero() == 1 + len(weights)
+    )
+    f, moved = (target.forward(at, x).loc for at in (z, z + 1e-3 * way))
+    straight = target.forward(z + 1e-3 * torch.nn.functional.one_hot(torch.tensor(scale.start), target.dim), x).loc
+    assert (moved - f).abs().max() < 0.01 * (straight - f).abs().max()
