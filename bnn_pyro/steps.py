@@ -163,13 +163,14 @@ def compile_step(
     Args:
         expected: What ``expect`` gave there, of the program as it is.
         work: Parameters times rows, by which ``"auto"`` chooses as ``compiled.compile_gradient`` does.
-        block: Members that go through together, a divisor of their number, each with rows of its own; None for all.
+        block: Members that go through compiled code together, a divisor of their number, each with rows of its own; None for
+            all, as without compiling, where each operation costs more than what it does.
     Raises: ArithmeticError where the function does not agree; whatever the program raises on symbolic tensors.
     """
     if backend == "auto":
         backend = "inductor" if work >= COMPILE_FROM else "eager"
     whole = (*state.parts, noise, noise.new_full((), CHECKED_SIZE), *rows)
-    block = block or len(noise)
+    block = block if block and backend == "inductor" else len(noise)
     example = whole if block == len(noise) else _members(whole, 0, block)
     graph = write_back(trace_function(function, example, block), len(state.parts))
     eager, reason = Step(_in_blocks(_without_grad(graph), block), "eager"), ""

@@ -177,6 +177,7 @@ def test_compiled_steps_are_the_steps(members, particles):
         assert torch.allclose(found, terms, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_members_in_blocks_are_members_at_once(block):
     """Each with rows of its own, which have to go with it."""
@@ -184,7 +185,8 @@ def test_members_in_blocks_are_members_at_once(block):
     rows = (torch.stack([X * (1 + i) for i in range(members)]), torch.stack([Y + i for i in range(members)]))
     function, state = adam_step(objective, SHAPES, 2.0, False), start(members)
     expected = expect(by_autograd(objective, SHAPES), 2.0, state.position, noise[0], *rows)
-    step = compile_step(function, expected, state, noise[0], 1, "eager", *rows, block=block)
+    step = compile_step(function, expected, state, noise[0], 1, "inductor", *rows, block=block)
+    assert (step.backend, step.reason) == ("inductor", "")
     states, terms = follow(step, start(members), noise, 0.05, 0.97, *rows)
     wanted, wanted_terms = follow(eager(shared=False), start(members), noise, 0.05, 0.97, *rows)
     assert all(torch.allclose(a, b, rtol=1e-11, atol=1e-11) for a, b in zip(tensors(states[-1]), tensors(wanted[-1])))
