@@ -4,8 +4,9 @@
     python benchmarks/svi.py --problems mlp1 --libraries ours numpyro
 
 The same model (see `posteriors.py`), a mean-field normal guide, Adam, float32. Each row runs in a process of its own with empty
-caches of compiled code. `setup` is seconds until the first step can be taken (JAX: tracing and compiling a scan over all
-steps), `steps/s` is the best of three runs of `--steps` steps, `first` setup plus the first of these runs. NumPyro's steps are
+caches of compiled code. `import` is seconds to import the library (here with torch's compiler, which otherwise is imported when
+first needed), `setup` seconds from there until the first step can be taken (JAX: tracing and compiling a scan over all steps),
+`steps/s` is the best of three runs of `--steps` steps, `first` setup plus the first of these runs. NumPyro's steps are
 those inside its own scan; Pyro's plain and jit loops are cut after `--pyro-seconds`. `adam` is a step of plain torch Adam on
 the same network, without a posterior, which no SVI step needs to beat.
 """
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from posteriors import PROBLEMS, load_rows, numpyro_model, pyro_program
@@ -27,6 +29,11 @@ from posteriors import PROBLEMS, load_rows, numpyro_model, pyro_program
 LIBRARIES = ("ours", "numpyro", "pyro", "pyro_jit", "pyro_sample", "adam")
 CASES = {"mlp1": None, "mlp2": None, "digits": 128}  # problem: rows of a mini-batch, None for all
 LR = 0.01
+IMPORTS = {
+    "ours": ("bnn_pyro.guide_steps", "torch._inductor.compile_fx", "torch._inductor.codegen.cpp"),
+    "numpyro": ("jax", "numpyro.infer.autoguide"),
+    "adam": ("torch",),
+}
 Measured = tuple[float, Callable[[int], float]]  # setup seconds; steps -> seconds
 
 
@@ -229,9 +236,13 @@ def adam(problem: Any, batch: int | None) -> Measured:
 
 
 def measure(library: str, problem: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    for name in IMPORTS.get(library, ("pyro.infer.autoguide",)):
+        import_module(name)
+    imported = time.perf_counter() - start
     setup, run = globals()[library](PROBLEMS[problem], CASES[problem])
     times = [run(ARGS.steps) for _ in range(3)]
-    return {"setup_s": setup, "steps_per_s": ARGS.steps / min(times), "first_s": setup + times[0]}
+    return {"import_s": imported, "setup_s": setup, "steps_per_s": ARGS.steps / min(times), "first_s": setup + times[0]}
 
 
 def in_a_process(library: str, problem: str) -> dict[str, Any]:
@@ -254,7 +265,9 @@ def in_a_process(library: str, problem: str) -> dict[str, Any]:
 def table(problem: str, found: dict[str, dict[str, Any]]) -> str:
     rows = "all rows" if CASES[problem] is None else f"mini-batches of {CASES[problem]}"
     lines = [str(PROBLEMS[problem]), f"{rows}, {ARGS.steps} steps, one thread", ""]
-    lines.append(f"{'library':<13}{'setup s':>9}{'steps/s':>10}{'first s':>9}{'x NumPyro':>11}{'x Pyro':>8}")
+    lines.append(
+        f"{'library':<13}{'import s':>9}{'setup s':>9}{'steps/s':>10}{'first s':>9}{'x NumPyro':>11}{'x Pyro':>8}"
+    )
     for name, row in found.items():
         if "error" in row:
             lines.append(f"{name:<13}{row['error'][:66]}")
@@ -263,7 +276,7 @@ def table(problem: str, found: dict[str, dict[str, Any]]) -> str:
             f"{row['steps_per_s'] / found[peer]['steps_per_s']:.2f}" if "steps_per_s" in found.get(peer, {}) else "-"
             for peer in ("numpyro", "pyro")
         ]
-        figures = f"{row['setup_s']:>9.1f}{row['steps_per_s']:>10.0f}{row['first_s']:>9.1f}"
+        figures = f"{row['import_s']:>9.1f}{row['setup_s']:>9.1f}{row['steps_per_s']:>10.0f}{row['first_s']:>9.1f}"
         lines.append(f"{name:<13}{figures}{ratios[0]:>11}{ratios[1]:>8}")
     return "\n".join(lines)
 
