@@ -180,9 +180,9 @@ def _methods(card: Any) -> str:
     for name in card.inference:
         if name in METHODS:
             usual = options.defaults(METHODS[name])
-            lines.append(wrapped(" ".join(f"{k}={options.as_text(v)}" for k, v in usual.items()), f"  {name:<10}"))
+            lines.append(wrapped(" ".join(f"{k}={options.as_text(v)}" for k, v in usual.items()), f"  {name:<12}"))
         else:
-            lines.append(f"  {name:<10}not in this version")
+            lines.append(f"  {name:<12}not in this version")
     return "\n".join(lines)
 
 
