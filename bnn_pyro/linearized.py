@@ -81,6 +81,9 @@ def check_outputs(target: Target, z: Tensor) -> str:
         return "the program observes several sites"
     if site.dim is None:
         return "it observes all rows jointly"
+    factors = [o.name for o in target.observed if o.factor]
+    if factors:
+        return f"pyro.factor {factors[0]!r} stands among the rows, which has no parameters"
     with isolated(dtype=target.dtype), torch.no_grad():
         try:
             result = target.evaluate(z)

@@ -430,6 +430,8 @@ def test_an_optimiser_that_has_not_arrived_is_told():
 def test_what_can_be_linearised(inside):
     target = problems.PROBLEMS["two_observed"]().target()
     assert check_outputs(target, torch.zeros(target.dim)) == "the program observes several sites"
+    target = problems.PROBLEMS["factor"]().target()
+    assert "pyro.factor" in check_outputs(target, torch.zeros(target.dim))
     for name in ("bernoulli", "categorical", "student", "event_of_outputs", "plate_of_outputs"):
         target = problems.PROBLEMS[name]().target()
         assert check_outputs(target, torch.zeros(target.dim)) == "", name
