@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
 from bnn_pyro.data import Inputs
+from bnn_pyro.errors import OptionError
 from bnn_pyro.graphs import normal_priors
 from bnn_pyro.linearized import outputs_at
 from bnn_pyro.outputs import information, root
@@ -116,7 +117,7 @@ def prior_hessian(target: Target, mode: Tensor, index: Tensor) -> Tensor:
 def prior_diagonal(target: Target, mode: Tensor) -> Tensor:
     """The diagonal (dim,) of minus that Hessian.
 
-    Raises: NotImplementedError for a large site without a fixed Normal prior, where entries are not independent given others.
+    Raises: OptionError for a large site without a fixed Normal prior, where entries are not independent given others.
     """
     normal = normal_priors(target)
     total = normal.precision.clone()
@@ -140,7 +141,10 @@ def _by_signs(function: Callable[[Tensor], Tensor], mode: Tensor, index: Tensor,
     signs = torch.where(torch.arange(len(index), device=mode.device) % 3 == 0, -1.0, 1.0).to(mode)
     ones, turned = (jvp(gradient, (mode[index],), (v,))[1] for v in (torch.ones_like(signs), signs))
     if not torch.allclose(ones, turned * signs, rtol=1e-6, atol=1e-9):
-        raise NotImplementedError(f"the prior of site {site!r} has entries that depend on one another")
+        raise OptionError(
+            f"laplace, site {site!r}: expected a prior whose entries are independent given other sites, got one that ties "
+            "them. Use structure='full'."
+        )
     return -ones
 
 
