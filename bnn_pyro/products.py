@@ -7,6 +7,7 @@ layer's inputs taken down (``layers``).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +36,7 @@ class Weight:
     place: Tensor | None = None
 
 
-class Products(TorchFunctionMode):
+class Products(TorchFunctionMode, ABC):
     """Inside it, products of rows and the weights that ``follow`` was told of go through ``multiply`` and ``add``."""
 
     def __init__(self) -> None:
@@ -48,17 +49,17 @@ class Products(TorchFunctionMode):
         """A latent value as the program will see it; ``beside`` are the fields of ``Weight``."""
         self._weights[id(value)] = Weight(site, value, **beside)
 
+    @abstractmethod
     def takes(self, x: Tensor, weight: Weight, channels: int) -> bool:
         """Whether a product is one to replace; ``channels`` is the axis of its outputs: -1, or 1 for a convolution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def multiply(self, x: Tensor, weight: Weight, product: Callable[[Tensor, Tensor], Tensor], channels: int) -> Tensor:
         """What stands in place of ``product(x, weight.value)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, out: Tensor, bias: Tensor, weight: Weight | None, shape: list[int]) -> Tensor:
         """What stands in place of ``out + bias.reshape(shape)``; ``weight`` is the bias as followed, if it is."""
-        raise NotImplementedError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
