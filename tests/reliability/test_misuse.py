@@ -314,7 +314,7 @@ FIT_VALUES = {
     "seed": (-1, 1.5, NAN, "1", None, True),
     "standardize": ("no", 2, NAN, []),
     "progress": ("no", None, 2),
-    "dtype": ("float23", "int32", float, None, torch.float16),
+    "dtype": ("float23", "int32", float, 32, torch.float16),
     "device": ("cuda", "gpu", None, 5),
     "engine": ("pyr0", None, 3),
     "backend": ("inductr", None, 3),
