@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -25,11 +26,11 @@ from bnn_pyro.isolation import derive_seed, isolated, reseed
 from bnn_pyro.linearized import check_outputs, linearize
 from bnn_pyro.modes import Mode, find_mode
 from bnn_pyro.prior_scale import with_prior_sds
-from bnn_pyro.shapes import Shape, choose_shape
+from bnn_pyro.shapes import Shape, Shaper, choose_shape
 from bnn_pyro.starts import feasible_point, prior_point, starting_points
 from bnn_pyro.target import Target
 
-INNER = 1e-3  # of the tolerance, is what the weights' mode is found to, while scales move
+INNER = 0.1  # of the tolerance, is what the weights' mode is found to, while scales move
 TUNINGS, SETTLED = 30, 0.01  # of prior sds: at most so many, until none changes by more than this share
 
 
@@ -47,7 +48,8 @@ def fit_laplace(target: Target, method: Laplace, seed: int, backend: str, progre
         work = _Work(target, method, backend, progress)
         compiled = time.perf_counter()
         with work.bar:
-            target, density, mode, factors = work.run(seed)
+            target, found, factors = work.run(seed)
+        mode, density, every = found
         reseed(derive_seed(seed, "laplace draws"))
         z = density.sample(method.draws)
         log_q = density.log_density(z)
@@ -61,7 +63,7 @@ def fit_laplace(target: Target, method: Laplace, seed: int, backend: str, progre
         "predictive": "weights" if work.reason else method.predictive,
         "rise": mode.rise,
         "stalled": mode.stalled,
-        "log_evidence": at_mode + 0.5 * (density.dim * math.log(2 * math.pi) - float(density.log_det)),
+        "log_evidence": at_mode + 0.5 * (every.dim * math.log(2 * math.pi) - float(every.log_det)),
         "points": target.dim - density.dim,
         "backend": work.gradient.backend,
         "backend_reason": work.gradient.reason,
@@ -109,6 +111,14 @@ def as_fitted(target: Target, draws: Draws) -> Target:
     return linearize(target, draws.state["mean"].to(target.device))
 
 
+class _Found(NamedTuple):
+    """``every``: as ``density``, with those entries too that this leaves at a point."""
+
+    mode: Mode
+    density: Gaussian
+    every: Gaussian
+
+
 class _Work:
     """What a fit has at hand: the gradient, the structure, and a bar."""
 
@@ -139,31 +149,31 @@ class _Work:
         points = torch.stack([prior_point(target) for _ in range(3)])
         return compile_gradient(target, points, self.backend, block=1)
 
-    def run(self, seed: int) -> tuple[Target, Gaussian, Mode, dict[str, float]]:
-        """Target (its priors tuned, if asked for), density, mode, and factors of the priors' sds."""
+    def run(self, seed: int) -> tuple[Target, _Found, dict[str, float]]:
+        """Target (its priors tuned, if asked for), what was found, and factors of the priors' sds."""
         if self.scales is None:
             start = starting_points(self.target, self.gradient, "map", seed, 1)[0]
         else:
             start = feasible_point(self.target, derive_seed(seed, "laplace start"))
-        mode, density = self._around(self.target, self.gradient, start)
+        found = self._around(self.target, self.gradient, start)
         if not self.method.tune_prior:
-            return self.target, density, mode, {}
-        factors = dict.fromkeys(self._tunable(mode.position), 1.0)
+            return self.target, found, {}
+        factors = dict.fromkeys(self._tunable(found.mode.position), 1.0)
         if not factors:
             raise OptionError(
                 f"{self.target.name}, tune_prior: expected a site whose prior is a fixed Normal, and no other site its scale, "
                 "got none. Leave it out."
             )
-        target, count = self.target, mode.gradients
+        target, count = self.target, found.mode.gradients
         for _ in range(TUNINGS):
             before = dict(factors)
-            factors = {name: factor * _tuned(target, density, name) for name, factor in factors.items()}
+            factors = {name: factor * _tuned(target, found.every, name) for name, factor in factors.items()}
             target = with_prior_sds(self.target, factors)
-            mode, density = self._around(target, self._compile(target), mode.position)
-            count += mode.gradients
+            found = self._around(target, self._compile(target), found.mode.position)
+            count += found.mode.gradients
             if all(abs(math.log(factors[k] / before[k])) < SETTLED for k in factors):
                 break
-        return target, density, mode._replace(gradients=count), factors
+        return target, found._replace(mode=found.mode._replace(gradients=count)), factors
 
     def _tunable(self, z: Tensor) -> list[str]:
         """Sites with a fixed Normal prior whose scale is no other site: that goes to its own maximum anyway."""
@@ -173,7 +183,7 @@ class _Work:
         tied = (ways(self.target, z, self.scales) != 0).any(0)
         return [s.name for s in self.target.sites if s.name in fixed and not bool(tied[s.start : s.stop].any())]
 
-    def _around(self, target: Target, gradient: Any, start: Tensor) -> tuple[Mode, Gaussian]:
+    def _around(self, target: Target, gradient: Any, start: Tensor) -> _Found:
         def watch(value: float, rise: float) -> None:
             self.bar.update()
             self.bar.set_postfix(density=f"{value:.2f}", rise=f"{rise:.1e}")
@@ -182,30 +192,36 @@ class _Work:
         try:
             if self.scales is None:
                 mode = find_mode(gradient, start, partial(self.shape.guide, target), tolerance, rounds, watch)
-                return mode, self.shape.density(target, mode.position)
+                return self._shaped(lambda shaper: shaper(target, mode.position), mode)
             settled = settle(
                 target,
                 start,
                 self.scales,
                 lambda z: find_mode(gradient, z, partial(self.shape.guide, target), INNER * tolerance, rounds),
-                self.shape.density,
+                self.shape.every,
                 tolerance,
                 rounds,
                 watch,
             )
-            return settled.mode, self._with_scales(target, settled.mode.position, settled.precision)
+            z = settled.mode.position
+            return self._shaped(lambda shaper: self._with_scales(target, z, shaper, settled.precision), settled.mode)
         except torch.linalg.LinAlgError as error:
             raise ModelError(
                 f"{target.name}, laplace: expected a positive definite curvature at the point reached, got none: it is no "
                 "mode of the density. Use curvature='ggn', or more rounds."
             ) from error
 
-    def _with_scales(self, target: Target, z: Tensor, precision: Tensor) -> Gaussian:
+    def _shaped(self, made: Callable[[Shaper], Gaussian], mode: Mode) -> _Found:
+        density = made(self.shape.density)
+        every = density if self.shape.every is self.shape.density else made(self.shape.every)
+        return _Found(mode, density, every)
+
+    def _with_scales(self, target: Target, z: Tensor, shaper: Shaper, precision: Tensor) -> Gaussian:
         """The weights' density given the scales, and theirs, whose precision (b, b) is that with the weights integrated out.
 
         With all of the curvature kept, the weights' mode moves with the scales; else they are independent.
         """
-        weights = self.shape.density(target, z)
+        weights = shaper(target, z)
         assert self.scales is not None
         if self.shape.structure == "full":
             inner = weights.blocks[0].index

@@ -26,6 +26,8 @@ Shaper = Callable[[Target, Tensor], Gaussian]
 class Shape:
     """``density``: the normal density around a point in the structure; ``guide``: one around any point, for the optimiser.
 
+    ``every``: one of all entries, where ``density`` leaves some at a point: scales, prior sds and the evidence are by this.
+
     ``structure`` is its name, ``kind`` that of the curvature: ``"fisher"``, ``"observed"`` (of ``outputs.information``) or
     ``"exact"``.
     """
@@ -34,6 +36,7 @@ class Shape:
     kind: str
     density: Shaper
     guide: Shaper
+    every: Shaper
 
 
 def choose_shape(target: Target, method: Laplace, example: Tensor, opaque: bool, inner: Tensor) -> Shape:
@@ -55,17 +58,20 @@ def choose_shape(target: Target, method: Laplace, example: Tensor, opaque: bool,
         structure = "full" if target.dim <= FULL_UP_TO else "kronecker" if found and not exact else "diagonal"
     _check_memory(target, structure, found)
     if structure == "full":
-        return Shape(structure, kind, _dense(inner, exact), _lenient(inner) if exact else _dense(inner))
+        made = _dense(inner, exact)
+        return Shape(structure, kind, made, _lenient(inner) if exact else _dense(inner), made)
     if structure == "diagonal":
         guide = _lenient(inner) if opaque else _diagonal(inner)
-        return Shape(structure, kind, _exact_diagonal(inner) if exact else _diagonal(inner), guide)
+        made = _exact_diagonal(inner) if exact else _diagonal(inner)
+        return Shape(structure, kind, made, guide, made)
     names = {layer.site for layer in found}
     if structure == "kronecker":
         made = _kronecker(names, inner)
-        return Shape(structure, kind, made, made)
+        return Shape(structure, kind, made, made, made)
     inside = torch.cat([layer.index.reshape(-1) for layer in found[:-1]]) if len(found) > 1 else inner[:0]
     last = inner[~torch.isin(inner, inside)]
-    return Shape(structure, kind, _dense(last, exact), _diagonal(inner))
+    every = _kronecker(names - {found[-1].site}, inner, exact, strict=False)
+    return Shape(structure, kind, _dense(last, exact), _kronecker(names, inner, strict=False), every)
 
 
 def _layers(target: Target, example: Tensor, structure: str) -> list[Layer]:
@@ -130,8 +136,11 @@ def _positive(diagonal: Tensor) -> Tensor:
     return torch.where(diagonal > 0, diagonal, diagonal.abs() + 1.0)
 
 
-def _kronecker(names: set[str], inner: Tensor) -> Shaper:
-    """A product of two matrices for each layer, and all of the curvature of the numbers that are in none, if they are few."""
+def _kronecker(names: set[str], inner: Tensor, exact: bool = False, strict: bool = True) -> Shaper:
+    """A product of two matrices for each layer of these sites, and all of the curvature of other numbers, if they are few.
+
+    A layer whose prior is no such product is an error, or, if not ``strict``, has the products' diagonal.
+    """
 
     def density(target: Target, z: Tensor) -> Gaussian:
         roots, _ = curvature.likelihood_parameters(target, z)
@@ -143,19 +152,23 @@ def _kronecker(names: set[str], inner: Tensor) -> Shaper:
         for layer, (a, g) in zip(found, factors(target, z, roots, found), strict=True):
             own = _positive(prior[layer.index])
             prior_a = own[:, 0]
-            if not torch.allclose(own, prior_a[:, None].expand_as(own)):
+            if torch.allclose(own, prior_a[:, None].expand_as(own)):
+                blocks.append(Kronecker.of(layer.index, a, g, prior_a, torch.ones_like(own[0])))
+            elif strict:
                 raise OptionError(
                     f"{target.name}, structure='kronecker', site {layer.site!r}: expected one prior sd for all weights of an "
                     "input, got several. Use 'full' or 'diagonal'."
                 )
-            blocks.append(Kronecker.of(layer.index, a, g, prior_a, torch.ones_like(own[0])))
+            else:
+                likelihood = torch.outer(a.diagonal(), g.diagonal())
+                blocks.append(Diagonal(layer.index.reshape(-1), (own + likelihood).reshape(-1)))
             rest[layer.index.reshape(-1)] = False
         index = torch.nonzero(rest)[:, 0]
         if len(index) > FULL_UP_TO:
             diagonal = prior[index] + curvature.ggn_diagonal(target, z, index)
             blocks.append(Diagonal(index, _positive(diagonal)))
         elif len(index):
-            blocks.append(Dense.of(index, precision(target, z, index, exact=False)))
+            blocks.append(Dense.of(index, precision(target, z, index, exact)))
         return Gaussian(z, blocks)
 
     return density

@@ -106,17 +106,40 @@ def test_test_rows_are_seen_once_by_the_candidate_that_held_out_rows_chose(monke
 
 @pytest.mark.parametrize("method", uci.CANDIDATES)
 def test_a_fit_is_the_network_that_is_said_in_the_units_of_its_rows(method, monkeypatch):
-    monkeypatch.setattr(uci, "BATCH", {"svi": 4, "ensemble": 4})  # so few that nothing is compiled
+    monkeypatch.setattr(uci, "BATCH", dict.fromkeys(uci.BATCH, 4))  # so few that nothing is compiled
     x = pd.DataFrame({"a": np.arange(10.0)})
     y = (100 + 10 * x.a).rename("y")
-    candidate = {"svi": {"steps": 4, "lr": 0.02}, "ensemble": {"epochs": 2, "prior_sd": 0.5}}[method]
+    candidate = {
+        "svi": {"steps": 4, "lr": 0.02}, "ensemble": {"epochs": 2, "prior_sd": 0.5}, "mc_dropout": {"steps": 4, "rate": 0.3},
+        "laplace_last": {"tolerance": 3.0}, "laplace_kron": {"tolerance": 3.0},
+    }[method]  # fmt: skip
     posterior, _ = uci.fit(method, candidate, x, y, fitted=5, seed=3)
     assert posterior.model.hidden == (50,) and posterior.model.activation == "relu" and posterior.seed == 3
-    assert posterior.draws.info["steps_taken"] == {"svi": 8, "ensemble": 5}[method]
-    assert posterior.draws.z.shape[:2] == {"svi": (1, 500), "ensemble": (5, 100)}[method]
+    steps = {"svi": 8, "ensemble": 5, "mc_dropout": 8}
+    assert posterior.draws.info.get("steps_taken") == steps.get(method)
+    assert posterior.draws.z.shape[:2] == ((5, 100) if method == "ensemble" else (1, 500))
     assert float(posterior.units.y_mean) == y.mean()
-    taken = posterior.method.lr if method == "svi" else posterior.model.prior_sd
-    assert taken == {"svi": 0.02, "ensemble": 0.5}[method]
+    (name, value), *_ = reversed(candidate.items())
+    assert getattr(posterior.model if method == "ensemble" else posterior.method, name) == value
+    structure = {"laplace_last": "last_layer", "laplace_kron": "kronecker"}.get(method)
+    assert posterior.draws.info.get("structure") == structure
+    assert type(posterior.model).__name__ == ("MLPHetero" if method == "ensemble" else "MLPGaussian")
+
+
+def test_one_candidate_is_fitted_to_the_whole_training_part_at_once(monkeypatch):
+    frame = pd.DataFrame({"x": np.arange(50.0)})
+    train, test = (Part(frame.iloc[a:b], frame.x.iloc[a:b].rename("y")) for a, b in ((0, 40), (40, 50)))
+    fits, shown = [], []
+
+    def fit(method, candidate, x, y, fitted, seed):
+        fits.append((set(x.index), fitted))
+        return Told(-1.0, shown, 7), []
+
+    monkeypatch.setattr(bnn, "load_dataset", lambda name, split: DataSet(train, test, None), raising=False)
+    monkeypatch.setattr(uci, "fit", fit)
+    found = uci.measure("wine", "laplace_kron", 5)
+    assert fits == [(set(range(40)), 40)] and shown == [set(range(40, 50))]
+    assert found["chosen"] == 0 and found["folds"] == 0 and found["held_out_lpd"] == []
 
 
 def test_an_interrupt_ends_the_run_instead_of_becoming_a_score(monkeypatch, tmp_path):
@@ -157,6 +180,7 @@ def test_a_run_is_resumed_and_failures_and_rows_of_other_candidates_are_tried_ag
 def test_gap_is_in_combined_standard_errors_and_positive_where_ours_is_better():
     published = Published("-1.00", "0.40", splits=16)
     assert published.error == pytest.approx(0.1)
+    assert Published("-1.00", "0.40", "standard error", splits=16).error == 0.4
     spread = stats.uniform(-0.005, 0.01).std()
     assert published.rounding == pytest.approx(spread)
     expected = 0.3 / math.sqrt(0.1**2 + 0.2**2 + spread**2)
@@ -179,14 +203,14 @@ def test_tables_have_means_errors_gaps_and_answers():
     likelihood, rmse, choices, notes = text.split("\n\n")
     error = 0.1 * wobble.std(ddof=1) / math.sqrt(20)
     far = 0.02 / math.hypot(error, 0.061 / math.sqrt(20), 0.0005 / math.sqrt(3))
-    assert line_of(likelihood, "wine      svi") == f"20 -0.950 ± {error:.3f} -0.970 ± 0.014 {far:+.1f} yes".split()
-    assert line_of(rmse, "wine      svi")[-1] == "NO" and line_of(rmse, "wine      svi")[-2].startswith("-")
-    assert line_of(likelihood, "concrete  ensemble")[:4] == ["2", "-3.200", "±", "0.100"]
-    assert line_of(likelihood, "concrete  ensemble")[-1] == "yes*"
-    assert line_of(likelihood, "kin8nm    svi")[-2:] == ["-", "-*"]  # one split has no standard error
-    assert "kin8nm    ensemble" not in text
-    assert line_of(choices, "concrete  ensemble") == ["0", "1", "1", "60", "1", "of", "2"]
-    assert line_of(choices, "wine      svi") == ["0", "20", "0", "70", "0", "of", "20"]
+    assert line_of(likelihood, "wine     svi") == f"20 -0.950 ± {error:.3f} -0.970 ± 0.014 {far:+.1f} yes".split()
+    assert line_of(rmse, "wine     svi")[-1] == "NO" and line_of(rmse, "wine     svi")[-2].startswith("-")
+    assert line_of(likelihood, "concrete ensemble")[:4] == ["2", "-3.200", "±", "0.100"]
+    assert line_of(likelihood, "concrete ensemble")[-1] == "yes*"
+    assert line_of(likelihood, "kin8nm   svi")[-2:] == ["-", "-*"]  # one split has no standard error
+    assert "kin8nm   ensemble" not in text
+    assert line_of(choices, "concrete ensemble") == ["0", "1", "1", "60", "1", "of", "2"]
+    assert line_of(choices, "wine     svi") == ["0", "20", "0", "70", "0", "of", "20"]
     assert "1 rows are errors" in notes and "1 rows chose among other" in notes and "torch 2.0" in notes
 
 
@@ -195,7 +219,7 @@ def test_published_scores_are_the_cards():
     card = bnn.get_model("mlp_gaussian").card
     found = {(p.dataset.removeprefix("uci/"), p.inference, p.metric): (p.value, p.stdev) for p in card.published}
     assert len(found) == 2
-    assert all((PUBLISHED[k].value, float(PUBLISHED[k].stdev)) == v for k, v in found.items())
+    assert all((PUBLISHED[k].value, float(PUBLISHED[k].spread)) == v for k, v in found.items())
     assert {k[0] for k in PUBLISHED} == set(uci.SETS) and {k[1] for k in PUBLISHED} == set(uci.CANDIDATES)
 
 

@@ -28,6 +28,7 @@ class Laplace(Method):
         structure: Which entries of the curvature are kept. ``"full"``: all, 24 dim**2 bytes. ``"kronecker"``: a product of two
             matrices for each layer, and all of the numbers that are in no layer. ``"diagonal"``: dim numbers.
             ``"last_layer"``: all of the last layer and of the numbers that are in no layer; other weights stay at the mode.
+            Scales, prior sds and the log evidence are found with all weights integrated out, others by Kronecker's products.
             ``"auto"``: full up to 2,000 latent numbers, else Kronecker where layers are found, else diagonal.
         curvature: ``"ggn"``: the generalised Gauss-Newton matrix of the likelihood, positive definite anywhere; ``"exact"``:
             the Hessian, for structures full, diagonal and last layer.
@@ -52,7 +53,7 @@ class Laplace(Method):
     predictive: str = "linearized"
     scales: str = "marginal"
     tune_prior: bool = False
-    tolerance: float = 1e-3
+    tolerance: float = 1e-2
     rounds: int = 50
     draws: int = 1000
 
