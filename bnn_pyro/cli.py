@@ -28,6 +28,7 @@ def main() -> None:
     \b
     bnn-pyro list                                       what there is
     bnn-pyro show mlp_gaussian                          one model, explained
+    bnn-pyro methods                                    which method when
     bnn-pyro fit mlp_gaussian --inference svi           a quick approximation
     bnn-pyro fit mlp_gaussian --inference nuts          draws of the posterior
     bnn-pyro fit mlp_gaussian --data mine.csv --target price --inference svi
@@ -60,6 +61,33 @@ def show(name: str) -> None:
     if name in list_datasets():
         raise UnknownNameError(f"show: expected a model, got {name}, a data set. bnn-pyro datasets describes it.")
     click.echo(catalogue.model_page(name))
+
+
+@main.command()
+@click.argument("models", metavar="[MODEL...]", nargs=-1)
+@click.option("--inference", metavar="NAME", multiple=True, help="A method; repeatable.  [default: all]")
+@click.option("--set", "sets", metavar="KEY=VALUE", multiple=True,
+              help="A hyper-parameter, or an option of those methods that have it; repeatable. By default networks are "
+              "small.")  # fmt: skip
+@click.option("--out", metavar="DIR", default="runs/methods", show_default=True,
+              help="Gets a run directory a fit; those that it has are not fitted again.")  # fmt: skip
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="All randomness comes from it.")
+@click.option("--backend", metavar="NAME", default="auto", show_default=True, help="As of fit.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def methods(models: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+    """Say which method when; with MODELs, fit all methods and compare them.
+
+    With MODELs, each is fitted by each method in a process of its own, and read
+    back: held-out scores, distance from nuts, gradients, seconds, memory, and
+    what each verdict says. Some minutes a model.
+    """
+    from bnn_pyro import method_notes, method_table, tables
+
+    if not models:
+        _show(method_notes.entries(), method_notes.page, as_json)
+        return
+    made = method_table.carry_out(models, say=lambda text: click.echo(visible(text), err=True), **asked)
+    click.echo(tables.as_json(made) if as_json else visible(method_table.page(made)))
 
 
 @main.command()

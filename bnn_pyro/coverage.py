@@ -8,7 +8,7 @@ from typing import Any
 from bnn_pyro.errors import OptionError, unknown
 from bnn_pyro.inference import METHODS, make_method
 from bnn_pyro.isolation import check_seed
-from bnn_pyro.options import field_types, parse_sets
+from bnn_pyro.options import of_method, parse_sets
 from bnn_pyro.registry import get_model, model_class
 from bnn_pyro.runner import held_out
 from bnn_pyro.scores import COVERAGES
@@ -47,9 +47,9 @@ def carry_out(
                 "--target COLUMN prints the coverage of its held-out rows."
             )
     check_seed(seed)
-    plans = []
+    plans, methods = [], [METHODS[name] for name in inference]
     for name in inference:
-        hyperparameters, options = parse_sets(_own(sets, kind, name, inference), kind, METHODS[name], model)
+        hyperparameters, options = parse_sets(of_method(sets, kind, METHODS[name], methods), kind, METHODS[name], model)
         plans.append((name, get_model(model, **hyperparameters), make_method(name, options)))
     sources = [open_data(name, kind.card.task, model, split=split)[0] for name in data or (kind.card.dataset,)]
     for rows in sources:
@@ -84,12 +84,3 @@ def page(model: str, entries: Sequence[dict[str, Any]]) -> str:
     width = max(10, *(len(entry["data"]) + 2 for entry in entries))
     by = max(len(entry["inference"]) for entry in entries) + 1
     return f"{title(f'Coverage of {model}')}\n{aligned(table, [width, by, 5, 14, 14, 14, 14])}\n{wrapped(note, '  ')}"
-
-
-def _own(sets: Sequence[str], kind: type, method: str, all_methods: Sequence[str]) -> list[str]:
-    """The settings that the model or this method knows; one that no method knows is kept, to be refused by name."""
-
-    def known(text: str, name: str) -> bool:
-        return text.partition("=")[0].strip() in {*field_types(kind), *field_types(METHODS[name])}
-
-    return [text for text in sets if known(text, method) or not any(known(text, name) for name in all_methods)]

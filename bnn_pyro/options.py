@@ -52,6 +52,18 @@ def parse_sets(
     return out
 
 
+def of_method(given: Iterable[str], model: type, method: type, methods: Iterable[type]) -> list[str]:
+    """Of the ``--set`` pieces for several methods, those of this one or the model; what nobody has stays, to be refused."""
+    names = {kind: {*field_types(model), *field_types(kind)} for kind in methods}
+
+    def key(text: str) -> str:
+        return text.partition("=")[0].strip()
+
+    return [
+        text for text in given if key(text) in names[method] or not any(key(text) in known for known in names.values())
+    ]
+
+
 def field_types(kind: type) -> dict[str, Any]:
     """The fields of a dataclass and their types."""
     hints = typing.get_type_hints(kind)

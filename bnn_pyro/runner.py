@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +96,7 @@ def carry_out(plan: Plan, pictures: bool = True, warn: Callable[[str], None] = p
 
     posterior = plan.model.fit(plan.data.train, inference=plan.method, **plan.settings)
     prediction, scores = held_out(posterior, plan.data.test)
-    extra = {"scores": scores, "dataset": plan.source}
+    extra = {"scores": scores, "dataset": plan.source, "process": {"peak_mb": _peak_mb()}}
     path = posterior.save(plan.out, overwrite=plan.overwrite, extra=extra)
     if pictures:
         from bnn_pyro import report
@@ -104,6 +106,16 @@ def carry_out(plan: Plan, pictures: bool = True, warn: Callable[[str], None] = p
         except OSError as error:
             warn(f"{path}: the run is saved, but a picture could not be written: {error.strerror or error}.")
     return Finished(path, posterior, read_toml(path))
+
+
+def _peak_mb() -> float:
+    """Memory that this process has held at most, in MB; nan where the system does not say."""
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
 def held_out(posterior: Any, test: Any) -> tuple[Any, dict[str, Any]]:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 import bnn_pyro as bnn
 import problems
-from bnn_pyro import results
+from bnn_pyro import laplace, results
 from bnn_pyro.isolation import isolated
 from bnn_pyro.structure import build_target
 
@@ -86,8 +86,30 @@ def test_nuts_has_the_reference_posterior(german):
     # the reference states no error of its sds; a nearly normal weight's is sd / sqrt(2 ESS), with ESS = (sd / mcse)^2
     error = np.hypot(mcse / np.sqrt(2), results.mcse(table, method="sd")["w"])
     assert (abs(flat.std(0) - sd) < Z * error).all()
+    assert (abs(flat.mean(0) - mean) < 0.15 * sd).all()  # Laplace's are up to 0.42 away, below
     verdict = posterior.diagnose()
     assert verdict.verdict == "converged", str(verdict)
+
+
+def test_laplace_has_the_bias_that_a_mode_has_there(german):
+    """A skewed posterior's mode is not its mean: up to 0.42 sds away, as the reference's own mode is."""
+    x, y, mean, sd, _ = german
+    design = np.column_stack([x, np.ones(len(x))])
+    mode = penalised(design, y, 1.0).coef_[0]
+    posterior = bnn.get_model("logistic", prior_sd=1.0).fit(
+        x, y, inference="laplace", standardize=False, draws=20_000, seed=33, progress=False
+    )
+    state = posterior.draws.state["mean"].numpy()
+    assert np.allclose(state, mode, rtol=0, atol=1e-6)
+    away = (state - mean) / sd
+    assert abs(away).max() == pytest.approx(0.42, abs=0.005) and abs(away).argmax() == 24  # the intercept
+    p = 1 / (1 + np.exp(-design @ mode))
+    covariance = np.linalg.inv(np.eye(25) + (design.T * (p * (1 - p))) @ design)
+    z = posterior.draws.z[0].numpy()
+    assert np.allclose(laplace.gaussian(posterior.draws).covariance().numpy(), covariance, rtol=1e-6, atol=1e-10)
+    assert (abs(z.mean(0) - mode) < Z * np.sqrt(np.diag(covariance) / len(z))).all()
+    ratio = np.sqrt(np.diag(covariance)) / sd
+    assert ratio.min() > 0.94 and ratio.max() < 1.0  # and a little narrower, all of them
 
 
 @pytest.mark.slow
