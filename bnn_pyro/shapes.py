@@ -56,7 +56,7 @@ def choose_shape(target: Target, method: Laplace, example: Tensor, opaque: bool,
         found = _layers(target, example, structure)
     if structure == "auto":
         structure = "full" if target.dim <= FULL_UP_TO else "kronecker" if found and not exact else "diagonal"
-    _check_memory(target, structure, found)
+    _check_memory(target, structure, found, method.draws)
     if structure == "full":
         made = _dense(inner, exact)
         return Shape(structure, kind, made, _lenient(inner) if exact else _dense(inner), made)
@@ -174,8 +174,8 @@ def _kronecker(names: set[str], inner: Tensor, exact: bool = False, strict: bool
     return density
 
 
-def _check_memory(target: Target, structure: str, found: list[Layer]) -> None:
-    """Says beforehand what a large curvature takes. Raises: OptionError where that is more than the machine has."""
+def _check_memory(target: Target, structure: str, found: list[Layer], draws: int) -> None:
+    """Says beforehand what a large fit takes. Raises: OptionError where that is more than the machine has."""
     numbers = {
         "full": 3 * target.dim**2,
         "diagonal": 4 * target.dim,
@@ -183,13 +183,16 @@ def _check_memory(target: Target, structure: str, found: list[Layer]) -> None:
         + 4 * target.dim,
         "last_layer": 3 * (target.dim - sum(layer.index.numel() for layer in found[:-1])) ** 2 + 4 * target.dim,
     }[structure]
-    needed = numbers * torch.finfo(target.dtype).bits // 8
-    if needed < LARGE:
+    size = torch.finfo(target.dtype).bits // 8
+    needed, kept = numbers * size, 3 * draws * target.dim * size  # draws, their noise, their distances from the mode
+    if needed + kept < LARGE:
         return
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
-    text = f"{target.name}, structure={structure!r}: {target.dim:,} latent numbers take about {needed / 2**30:.1f} GiB"
-    if needed > has:
-        raise OptionError(
-            f"{text}, and the machine has {has / 2**30:.1f}. Use 'kronecker', 'last_layer' or 'diagonal'."
-        )
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed + kept
+    text = (
+        f"{target.name}, structure={structure!r}: {target.dim:,} latent numbers take about {needed / 2**30:.1f} GiB, and "
+        f"draws={draws} of them {kept / 2**30:.1f}"
+    )
+    if needed + kept > has:
+        remedy = "fewer draws" if kept > needed else "'kronecker', 'last_layer' or 'diagonal'"
+        raise OptionError(f"{text}, and the machine has {has / 2**30:.1f}. Use {remedy}.")
     warn(f"{text}.")

@@ -327,6 +327,19 @@ def test_other_layers_stay_at_the_mode():
     assert posterior.draws.info["points"] == 16 and "16 weights stay" in str(posterior.diagnose())
 
 
+@pytest.mark.slow
+def test_scales_and_evidence_of_the_last_layer_are_with_all_weights_integrated_out():
+    """By the last layer alone the others' scale would grow and the noise go towards 0: points go through every row."""
+    x, y = rows()
+    model = bnn.get_model("mlp_gaussian", hidden=(4,), activation="tanh")
+    last, whole = (fitted(model, x.numpy(), y.numpy(), structure=s) for s in ("last_layer", "kronecker"))
+    for name in ("scale", "sigma"):
+        one, other = (np.log(p.idata.posterior[name].values.mean()) for p in (last, whole))
+        assert one == pytest.approx(other, abs=0.1), name
+    assert last.draws.info["log_evidence"] == pytest.approx(whole.draws.info["log_evidence"], abs=1.0)
+    assert last.draws.info["points"] == 16
+
+
 # ---- layers ------------------------------------------------------------------------------------------------------
 
 
@@ -424,11 +437,13 @@ def test_a_large_site_whose_entries_are_tied_has_no_diagonal(inside, monkeypatch
 
 def test_memory_is_said_beforehand(monkeypatch):
     monkeypatch.setattr(shapes, "LARGE", 100)
-    with pytest.warns(UserWarning, match="20 latent numbers take about 0.0 GiB"):
-        fitted(network, *rows(), structure="full")
+    with pytest.warns(UserWarning, match="20 latent numbers take about 0.0 GiB, and draws=5 of them 0.0"):
+        fitted(network, *rows(), structure="full", draws=5)
     monkeypatch.setattr(shapes.os, "sysconf", lambda name: 1)
     with pytest.raises(bnn.OptionError, match="Use 'kronecker', 'last_layer' or 'diagonal'"):
-        fitted(network, *rows(), structure="full")
+        fitted(network, *rows(), structure="full", draws=5)
+    with pytest.raises(bnn.OptionError, match=r"draws=500 of them .* Use fewer draws"):
+        fitted(network, *rows(), structure="full", draws=500)
 
 
 def test_an_optimiser_that_has_not_arrived_is_told():
