@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from bnn_pyro.model import BNN, Model
     from bnn_pyro.own_table import load_table
+    from bnn_pyro.passes import Passes, predict_proba, predict_regression
     from bnn_pyro.posterior import Posterior
     from bnn_pyro.prediction import Prediction
     from bnn_pyro.registry import get_model, list_models, register
@@ -71,6 +72,7 @@ _HOMES = {
     ),
     "model": ("BNN", "Model"),
     "own_table": ("load_table",),
+    "passes": ("Passes", "predict_proba", "predict_regression"),
     "posterior": ("Posterior",),
     "prediction": ("Prediction",),
     "registry": ("get_model", "list_models", "register"),
@@ -98,6 +100,7 @@ __all__ = [
     "Model",
     "ModelError",
     "OptionError",
+    "Passes",
     "Posterior",
     "Prediction",
     "Prior",
@@ -118,6 +121,8 @@ __all__ = [
     "load_dataset",
     "load_table",
     "nn",
+    "predict_proba",
+    "predict_regression",
     "register",
 ]
 

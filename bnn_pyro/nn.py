@@ -25,7 +25,7 @@ from bnn_pyro.errors import OptionError
 from bnn_pyro.guides import init_to_prior
 from bnn_pyro.target import Program
 
-__all__ = ["BayesianConv2d", "BayesianEmbedding", "BayesianGRUCell", "BayesianLinear", "MeanField"]
+__all__ = ["BayesianConv2d", "BayesianEmbedding", "BayesianGRUCell", "BayesianLayerNorm", "BayesianLinear", "MeanField"]
 
 LOG_SD = -5.0  # where the guide's log sd starts: weights are nearly fixed at first, so that the network can learn
 
@@ -46,9 +46,9 @@ class MeanField(AutoNormal):
 class _Layer(PyroModule):
     """``weight`` and ``bias`` with their priors, built anew at each call, so that they follow the default dtype."""
 
-    def _add(self, name: str, shape: Sequence[int], sd: float) -> None:
+    def _add(self, name: str, shape: Sequence[int], sd: float, mean: float = 0.0) -> None:
         events = len(shape)
-        setattr(self, name, PyroSample(lambda _: dist.Normal(0.0, sd).expand(torch.Size(shape)).to_event(events)))
+        setattr(self, name, PyroSample(lambda _: dist.Normal(mean, sd).expand(torch.Size(shape)).to_event(events)))
 
     def _sd(self, prior_sd: float | None, fan_in: int) -> float:
         if prior_sd is None:
@@ -121,6 +121,28 @@ class BayesianEmbedding(_Layer):
 
     def forward(self, index: Tensor) -> Tensor:
         return functional.embedding(index.long(), self.weight)
+
+
+class BayesianLayerNorm(_Layer):
+    """Normalisation with uncertain gain and shift, as ``torch.nn.LayerNorm``: (..., features) -> (..., features).
+
+    Args:
+        prior_sd: Prior standard deviation of each feature's gain around 1.
+        bias_sd: That of each feature's shift around 0; None for no shift.
+        eps: Added to the variance over features.
+    """
+
+    def __init__(self, features: int, prior_sd: float = 0.5, bias_sd: float | None = 1.0, eps: float = 1e-5):
+        super().__init__()
+        self._add("weight", (features,), self._sd(prior_sd, 1), mean=1.0)
+        self.bias = None
+        if bias_sd is not None:
+            self._add("bias", (features,), self._sd(bias_sd, 1))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        return functional.layer_norm(x, weight.shape, weight, self.bias, self.eps)
 
 
 class BayesianGRUCell(_Layer):

@@ -23,6 +23,7 @@ LAYERS = {
         lambda: bnn.nn.BayesianLinear(3, 4, bias_sd=None), lambda: torch_nn.Linear(3, 4, bias=False), (5, 3)),
     "convolution": (
         lambda: bnn.nn.BayesianConv2d(2, 3, 3, stride=2, padding=1), lambda: torch_nn.Conv2d(2, 3, 3, 2, 1), (5, 2, 6, 6)),
+    "normalisation": (lambda: bnn.nn.BayesianLayerNorm(3), lambda: torch_nn.LayerNorm(3), (5, 3)),
     "gru": (lambda: bnn.nn.BayesianGRUCell(3, 4), lambda: torch_nn.GRUCell(3, 4), (5, 3)),
 }  # fmt: skip
 
@@ -80,12 +81,14 @@ def test_priors_are_normal_with_the_root_of_the_fan_in_unless_said():
          torch.zeros(1, 16, dtype=torch.float64)),
         (bnn.nn.BayesianConv2d(4, 2, 2), {"weight": 0.25, "bias": 1.0}, torch.zeros(1, 4, 3, 3, dtype=torch.float64)),
         (bnn.nn.BayesianEmbedding(7, 2), {"weight": 1.0}, torch.tensor([1])),
+        (bnn.nn.BayesianLayerNorm(3), {"weight": 0.5, "bias": 1.0}, torch.zeros(1, 3, dtype=torch.float64)),
     ]  # fmt: skip
     for layer, sds, x in cases:
         _, sites = sampled(layer, x)
         for name, sd in sds.items():
             base = sites[name]["fn"].base_dist
-            assert torch.all(base.loc == 0) and torch.all(base.scale == sd)
+            mean = float(isinstance(layer, bnn.nn.BayesianLayerNorm) and name == "weight")  # a gain is near 1
+            assert torch.all(base.loc == mean) and torch.all(base.scale == sd)
             assert sites[name]["fn"].event_shape == sites[name]["value"].shape
 
 
