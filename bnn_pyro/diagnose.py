@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 R_HAT, ESS, E_BFMI, AT_LIMIT = 1.01, 400.0, 0.3, 0.01
 MEAN_FIELD = ("AutoDiagonalNormal", "AutoNormal", "AutoNormalMessenger")  # guides of independent latent numbers
 FEWEST_STEPS = 200  # of an optimiser, below which its objective says nothing
+HESSIAN = {"fisher": "Gauss-Newton", "observed": "Gauss-Newton", "exact": "the Hessian"}
 KINK = 0.05  # nats for each latent number that the gradient on one side of a kink may promise
 MOVING_NATS_PER_ROW = 0.02  # a rise of the ELBO over the second half of the steps that is worth more steps
 
@@ -136,10 +137,12 @@ def _around_a_mode(posterior: Posterior, method: Laplace) -> Verdict:
         return Verdict("not converged", [said], [f"rounds={4 * method.rounds}"], numbers)
     where = "where the density stops rising, on a kink, as ReLU networks have" if kink else "at a mode"
     reasons = [
-        f"{where} (by the gradient it would rise by {rise:.0e} nats); curvature {info['structure']}, {info['curvature']}; "
-        f"log evidence {info['log_evidence']:.1f} nats around it.",
+        f"{where} (by the gradient it would rise by {rise:.0e} nats); curvature {info['structure']}, "
+        f"{HESSIAN[info['curvature']]}; log evidence {info['log_evidence']:.1f} nats around it.",
         "other modes are not seen, and a skewed or flat posterior is made symmetric and as wide as it is at its top.",
     ]
+    if scales := info.get("scales"):
+        reasons.append(f"in no layer, and so at the top of their own density, weights integrated out: {scales}.")
     if info["points"]:
         reasons.append(f"{info['points']} weights stay at the mode, without uncertainty.")
     if info["predictive"] == "linearized":

@@ -65,6 +65,7 @@ def fit_laplace(target: Target, method: Laplace, seed: int, backend: str, progre
         "stalled": mode.stalled,
         "log_evidence": at_mode + 0.5 * (every.dim * math.log(2 * math.pi) - float(every.log_det)),
         "points": target.dim - density.dim,
+        "scales": work.scale_names(),
         "backend": work.gradient.backend,
         "backend_reason": work.gradient.reason,
         "compile_time": compiled - began,
@@ -174,6 +175,12 @@ class _Work:
             if all(abs(math.log(factors[k] / before[k])) < SETTLED for k in factors):
                 break
         return target, found._replace(mode=found.mode._replace(gradients=count)), factors
+
+    def scale_names(self) -> str:
+        """Sites that go to the top of their own density, with commas."""
+        if self.scales is None:
+            return ""
+        return ", ".join(s.name for s in self.target.sites if bool(torch.isin(self.scales, s.start).any()))
 
     def _tunable(self, z: Tensor) -> list[str]:
         """Sites with a fixed Normal prior whose scale is no other site: that goes to its own maximum anyway."""

@@ -157,3 +157,72 @@ def test_05_your_own_program(tmp_path):
     )
     assert step[0] - line[0] == pytest.approx(line[2], abs=0.02) and line[2] > line[3]
     drawn(tmp_path)
+
+
+@pytest.mark.slow
+def test_07_what_mean_field_misses(tmp_path):
+    printed = run("07_what_mean_field_misses", tmp_path)
+
+    def table(title):
+        """Numbers of a printed table, by row."""
+        lines = iter(printed.split(f"\n{title}\n")[1].splitlines()[1:])
+        found = {}
+        for line in lines:
+            row = re.match(r"(.*?)((?: +-?\d+\.\d+)+)$", line)
+            if not row:
+                return found
+            found[row.group(1).strip()] = np.array(row.group(2).split(), float)
+        return found
+
+    weights = table("sd of each weight, divided by its exact one")
+    predicted = weights.pop("1 / sqrt(diag precision)")
+    assert predicted.max() < 0.35 and weights["mean-field"] == pytest.approx(predicted, rel=0.2, abs=0.01)
+    assert weights["Laplace"] == pytest.approx(1, abs=0.08)  # 5 standard errors of 2000 draws
+    assert weights["NUTS"] == pytest.approx(1, abs=0.15) and weights["full-rank"] == pytest.approx(1, abs=0.25)
+
+    evidence, laplace = (
+        float(re.search(rf"log evidence, {name}: (\S+)", printed).group(1)) for name in ("exact", "Laplace")
+    )
+    assert laplace == pytest.approx(evidence, abs=0.0011)  # printed to three places
+    elbos = {
+        name: tuple(map(float, (elbo, short, error))) + ((float(closed),) if closed else ())
+        for name, elbo, short, error, closed in re.findall(
+            r"^(.*): ELBO (\S+), short by (\S+) ± ([\d.]+)(?:, KL in closed form (\S+))?$", printed, re.M
+        )
+    }
+    for elbo, short, *_ in elbos.values():
+        assert elbo + short == pytest.approx(evidence, abs=0.0021)
+    for name in ("mean-field", "full-rank"):
+        _, short, error, closed = elbos[name]
+        assert short == pytest.approx(closed, abs=5 * error + 0.001)
+    assert elbos["Laplace"][1:] == (0.0, 0.0)  # the same number at each draw
+    least = float(re.search(r"the least KL that independent normals can have: (\S+) nats", printed).group(1))
+    assert 4 < least < elbos["mean-field"][3] < 1.1 * least and 0 < elbos["full-rank"][3] < 0.2
+
+    sums = {
+        name: list(map(float, numbers))
+        for name, *numbers in re.findall(r"^(\w+): sum over rows (\S+) = (\d+) - (\S+)$", printed, re.M)
+    }
+    for total, count, variances in sums.values():
+        assert total == pytest.approx(count - variances, abs=0.0011)
+    assert sums["independent"][0] > sums["exact"][0] + 0.5
+    last = table("last layer: epistemic sd, divided by the exact one")
+    assert last["Laplace"] == pytest.approx(1, abs=0.08) and last["NUTS"] == pytest.approx(1, abs=0.15)
+    assert last["full-rank"] == pytest.approx(1, abs=0.2)
+    assert 1.03 < last["mean-field"][0] < 1.3 and last["mean-field"][1:].max() < 0.5
+
+    verdicts = re.findall(r"^(.*): verdict: (.*)$", printed, re.M)
+    assert [v for n, v in verdicts if n != "NUTS"] == ["approximate"] * 4
+    raw = re.search(r"R-hat, the worst of each site: (.*)", printed).group(1)
+    assert min(float(v.split()[1]) for v in raw.split(", ")) > 1.05
+    r_hat, ess = map(float, re.search(r"the worst in the gap: (\S+); ESS at least (\S+)", printed).groups())
+    assert r_hat < 1.02 and ess > 400
+    whole = table("network: epistemic sd, divided by that of NUTS")
+    narrow, full, hessian, default = (
+        whole[name] for name in ("mean-field", "full-rank", "Laplace", "Laplace, default")
+    )
+    assert narrow[0] > 1.02 and narrow[2] < 0.5 < 0.6 < full[2] < 0.9  # the text: beyond the rows by far less
+    assert narrow[2] < narrow[1] < 0.85 and full[0] > 1.02 and full[1] < 0.95
+    assert hessian == pytest.approx(1, abs=0.2) and 1.7 < default[1] < 2.7
+    assert default[2] > 3 * narrow[2]
+    drawn(tmp_path)

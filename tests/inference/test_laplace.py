@@ -337,7 +337,9 @@ def test_scales_and_evidence_of_the_last_layer_are_with_all_weights_integrated_o
         one, other = (np.log(p.idata.posterior[name].values.mean()) for p in (last, whole))
         assert one == pytest.approx(other, abs=0.1), name
     assert last.draws.info["log_evidence"] == pytest.approx(whole.draws.info["log_evidence"], abs=1.0)
-    assert last.draws.info["points"] == 16
+    assert last.draws.info["points"] == 16 and last.draws.info["scales"] == "scale, sigma"
+    assert "weights integrated out: scale, sigma." in str(last.diagnose())
+    assert "curvature last_layer, Gauss-Newton" in str(last.diagnose())
 
 
 # ---- layers ------------------------------------------------------------------------------------------------------
