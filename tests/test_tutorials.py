@@ -160,6 +160,57 @@ def test_05_your_own_program(tmp_path):
 
 
 @pytest.mark.slow
+def test_06_priors(tmp_path):
+    printed = run("06_priors", tmp_path)
+    spread = np.array([
+        list(map(float, re.search(rf"^sd {sd}, {kind} +(.*)$", printed, re.M).group(1).split()))
+        for kind in ("scaled", "unscaled") for sd in ("0.3", "1", "3")
+    ])  # fmt: skip
+    scaled, unscaled = spread[:3], spread[3:]
+    assert (abs(scaled[:, 1:3] / scaled[:, :1] - 1) < 0.25).all()  # the text: the number of units does not matter
+    assert (abs(scaled[:, 3] / scaled[:, 1] - 1) < 0.25).all()
+    assert (unscaled[:, 2] / unscaled[:, 0] > 6).all() and (unscaled[:, 2] / unscaled[:, 0] < 13).all()  # about ten
+    sure = [
+        tuple(map(float, m))
+        for m in re.findall(r"in (\d+) % of cases; entropy of the average (\S+) nats, of a function (\S+)", printed)
+    ]
+    (narrow, *_), (middle, *_), (wide, _, certain) = sure
+    assert narrow < 3 and middle < 5 and wide > 60  # the text: 0 or 1 in most cases
+    assert all(mean == pytest.approx(np.log(2), abs=0.03) for _, mean, _ in sure)  # all average to a half
+    assert certain < 0.2 < 0.45 < sure[1][2] < sure[0][2]
+    off, bare = (float(re.search(rf"{said} is off by (\S+)", printed).group(1)) for said in ("map", "penalty"))
+    assert off < 1e-5 and bare > 0.05
+    gradients = [tuple(map(float, m)) for m in re.findall(r"off by (\S+), the largest entry is (\S+)", printed)]
+    (same, largest), (different, _) = gradients
+    assert same < 1e-9 * largest and different > 1e-4 * largest
+    rows = {
+        int(n): list(map(float, m))
+        for n, *m in re.findall(
+            r"^(\d+) rows: .* 0\.01 (\S+), at 10 (\S+), at the best of all (\S+); chosen by evidence, (\S+), (\S+)$",
+            printed, re.M,
+        )
+    }  # fmt: skip
+    cost = {n: (best - low, best - high, best - chosen) for n, (low, high, best, _, chosen) in rows.items()}
+    assert cost[15][1] > 0.3 > 0.1 > cost[60][1] > 0.01 > cost[354][1]  # with more rows a wide prior no longer matters
+    assert min(c[0] for c in cost.values()) > 0.15  # and a narrow one still does
+    assert all(c[2] < 0.05 for c in cost.values())  # the choice by evidence costs a few hundredths
+    table = {
+        float(sd): list(map(float, m))
+        for sd, *m in re.findall(r"^(0\.1|0\.3|1\.0|3\.0|10\.0) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", printed, re.M)
+    }
+    evidence, held_out, error, alone, training = (dict(zip(table, c)) for c in zip(*table.values(), strict=True))
+    assert len(table) == 5 and max(evidence, key=evidence.get) == max(held_out, key=held_out.get) == 1.0
+    assert held_out[0.1] < held_out[1.0] - 5 * error[1.0]  # too narrow under-fits,
+    assert training[0.1] < training[1.0] - 0.3
+    assert list(training.values()) == sorted(training.values()) and training[10.0] > -0.1  # too wide is over-confident
+    assert alone[10.0] < alone[1.0] - 0.25 and alone[10.0] < held_out[10.0] - 0.05 < held_out[1.0] - 0.1
+    by_hand = [float(v) for v in re.findall(r"(?:0\.3|1|3): (-\d+\.\d)", printed.split("logistic, log evidence")[1])]
+    tuned, w = map(float, re.search(r"^tuned: (\S+), with sd (\S+) of weights", printed, re.M).groups())
+    assert len(by_hand) == 3 and tuned >= max(by_hand) - 0.05 and 0.3 < w < 3
+    drawn(tmp_path)
+
+
+@pytest.mark.slow
 def test_07_what_mean_field_misses(tmp_path):
     printed = run("07_what_mean_field_misses", tmp_path)
 
@@ -225,4 +276,58 @@ def test_07_what_mean_field_misses(tmp_path):
     assert narrow[2] < narrow[1] < 0.85 and full[0] > 1.02 and full[1] < 0.95
     assert hessian == pytest.approx(1, abs=0.2) and 1.7 < default[1] < 2.7
     assert default[2] > 3 * narrow[2]
+    drawn(tmp_path)
+
+
+@pytest.mark.slow
+def test_08_epistemic_and_aleatoric(tmp_path):
+    printed = run("08_epistemic_and_aleatoric", tmp_path)
+    grown = {
+        int(n): tuple(map(float, m))
+        for n, *m in re.findall(r"^(20|60|200|600|2000) +(\S+) +(\S+) +(\d\S+)$", printed, re.M)
+    }
+    assert len(grown) == 5 and all(n * e == pytest.approx(ne, rel=0.05) for n, (e, ne, _) in grown.items())
+    true = float(re.search(r"true noise variance, mean over x: (\S+)", printed).group(1))
+    assert grown[2000][2] == pytest.approx(true, rel=0.1) == pytest.approx(grown[600][2], rel=0.15)
+    slope = float(re.search(r"to the power (\S+)", printed).group(1))
+    assert -1.1 < slope < -0.7  # about 1 / rows, and a little slower
+    assert grown[2000][0] < grown[20][0] / 30
+    louder = {k: float(v) for k, v in re.findall(r"twice the noise sd: (\w+) variance times (\S+)", printed)}
+    assert louder["aleatoric"] == pytest.approx(4, rel=0.1) and louder["epistemic"] == pytest.approx(4, rel=0.3)
+    noise = [
+        float(v)
+        for line in re.findall(r"noise sd at x = .*", printed)
+        for v in re.findall(r"(?:true|learnt) ([\d.]+)", line)
+    ]
+    assert len(noise) == 12 and noise[1::2] == pytest.approx(noise[::2], rel=0.15, abs=0.011)
+    names = ("ChEES", "Laplace", "mean-field SVI", "ensemble, anchored", "ensemble", "MAP")
+    found = {
+        name: np.array(list(map(float, re.search(rf"^{name} +(\d.*|NaN.*)$", printed, re.M).group(1).split())))
+        for name in names
+    }
+    chees, laplace, mean_field, anchored, ensemble, point = (found[name] for name in names)
+    assert chees[1] > 3 * chees[0] and min(chees[2:4]) > 3 * chees[0]  # doubt rises in the gap and beyond all rows
+    assert (abs(laplace[:4] / chees[:4] - 1) < 0.4).all()
+    assert mean_field[0] > 1.1 * chees[0] and max(mean_field[2:4]) < mean_field[0] < 0.5 * mean_field[1]
+    assert mean_field[4] < 0.8 * chees[4] and max(mean_field[2:4]) < 0.4 * min(chees[2:4])
+    assert (ensemble[:4] < 0.5 * chees[:4]).all() and (ensemble[1:4] > 3 * ensemble[0]).all()
+    assert (anchored[:4] > 2 * ensemble[:4])[:2].all() and (anchored[2:4] < 0.8 * chees[2:4]).all()
+    assert (point[:4] == 0).all() and np.isnan(point[4])
+    assert anchored[5] == pytest.approx(2**0.5 * ensemble[5], rel=0.12) and mean_field[5] > 1.05 * chees[5]
+    entropies = {
+        (int(n), float(x)): tuple(map(float, m))
+        for n, x, *m in re.findall(
+            r"^(\d+) rows, x = (\S+), .*: entropy (\S+) = epistemic (\S+) \+ aleatoric (\S+); true entropy (\S+)$",
+            printed, re.M,
+        )
+    }  # fmt: skip
+    assert len(entropies) == 6
+    for total, epistemic, aleatoric, _ in entropies.values():
+        assert total == pytest.approx(epistemic + aleatoric, abs=0.0021) and epistemic > 0
+    few, many = entropies[60, 0.0], entropies[2000, 0.0]
+    assert few[1] > 5 * many[1] and many[2] == pytest.approx(np.log(2), abs=0.03)  # a fair coin: aleatoric alone
+    assert entropies[60, 0.8][2] > 3 * entropies[60, 0.8][3]  # 60 rows: what it calls aleatoric is far above the truth
+    assert entropies[2000, 0.8][2] < 2 * entropies[2000, 0.8][3]
+    assert entropies[60, 4.0][1] > 2 * few[1]  # doubt beyond the rows,
+    assert entropies[2000, 4.0][0] < 0.25  # and with many rows the classifier is sure there
     drawn(tmp_path)
