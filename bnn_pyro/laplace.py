@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -26,12 +25,12 @@ from bnn_pyro.isolation import derive_seed, isolated, reseed
 from bnn_pyro.linearized import check_outputs, linearize
 from bnn_pyro.modes import Mode, find_mode
 from bnn_pyro.prior_scale import with_prior_sds
+from bnn_pyro.prior_tuning import Found, tune
 from bnn_pyro.shapes import Shape, Shaper, choose_shape
 from bnn_pyro.starts import feasible_point, prior_point, starting_points
 from bnn_pyro.target import Target
 
 INNER = 0.1  # of the tolerance, is what the weights' mode is found to, while scales move
-TUNINGS, SETTLED = 30, 0.01  # of prior sds: at most so many, until none changes by more than this share
 
 
 def fit_laplace(target: Target, method: Laplace, seed: int, backend: str, progress: bool = True) -> Draws:
@@ -49,12 +48,12 @@ def fit_laplace(target: Target, method: Laplace, seed: int, backend: str, progre
         compiled = time.perf_counter()
         with work.bar:
             target, found, factors = work.run(seed)
-        mode, density, every = found
+        mode, density = found.mode, found.density
         reseed(derive_seed(seed, "laplace draws"))
         z = density.sample(method.draws)
         log_q = density.log_density(z)
         log_p = gather_draws(target.log_density, z)
-        at_mode = float(target.log_density(density.mean))
+        log_evidence = found.log_evidence(target)
     stats = {"lp": log_p, "log_p": log_p, "log_q": log_q}
     info: dict[str, Any] = {
         "gradient_evaluations": mode.gradients,
@@ -63,7 +62,7 @@ def fit_laplace(target: Target, method: Laplace, seed: int, backend: str, progre
         "predictive": "weights" if work.reason else method.predictive,
         "rise": mode.rise,
         "stalled": mode.stalled,
-        "log_evidence": at_mode + 0.5 * (every.dim * math.log(2 * math.pi) - float(every.log_det)),
+        "log_evidence": log_evidence,
         "points": target.dim - density.dim,
         "scales": work.scale_names(),
         "backend": work.gradient.backend,
@@ -112,14 +111,6 @@ def as_fitted(target: Target, draws: Draws) -> Target:
     return linearize(target, draws.state["mean"].to(target.device))
 
 
-class _Found(NamedTuple):
-    """``every``: as ``density``, with those entries too that this leaves at a point."""
-
-    mode: Mode
-    density: Gaussian
-    every: Gaussian
-
-
 class _Work:
     """What a fit has at hand: the gradient, the structure, and a bar."""
 
@@ -150,7 +141,7 @@ class _Work:
         points = torch.stack([prior_point(target) for _ in range(3)])
         return compile_gradient(target, points, self.backend, block=1)
 
-    def run(self, seed: int) -> tuple[Target, _Found, dict[str, float]]:
+    def run(self, seed: int) -> tuple[Target, Found, dict[str, float]]:
         """Target (its priors tuned, if asked for), what was found, and factors of the priors' sds."""
         if self.scales is None:
             start = starting_points(self.target, self.gradient, "map", seed, 1)[0]
@@ -159,22 +150,13 @@ class _Work:
         found = self._around(self.target, self.gradient, start)
         if not self.method.tune_prior:
             return self.target, found, {}
-        factors = dict.fromkeys(self._tunable(found.mode.position), 1.0)
+        factors = self._tunable(found.mode.position)
         if not factors:
             raise OptionError(
                 f"{self.target.name}, tune_prior: expected a site whose prior is a fixed Normal, and no other site its scale, "
                 "got none. Leave it out."
             )
-        target, count = self.target, found.mode.gradients
-        for _ in range(TUNINGS):
-            before = dict(factors)
-            factors = {name: factor * _tuned(target, found.every, name) for name, factor in factors.items()}
-            target = with_prior_sds(self.target, factors)
-            found = self._around(target, self._compile(target), found.mode.position)
-            count += found.mode.gradients
-            if all(abs(math.log(factors[k] / before[k])) < SETTLED for k in factors):
-                break
-        return target, found._replace(mode=found.mode._replace(gradients=count)), factors
+        return tune(self.target, found, factors, lambda target, z: self._around(target, self._compile(target), z))
 
     def scale_names(self) -> str:
         """Sites that go to the top of their own density, with commas."""
@@ -190,7 +172,7 @@ class _Work:
         tied = (ways(self.target, z, self.scales) != 0).any(0)
         return [s.name for s in self.target.sites if s.name in fixed and not bool(tied[s.start : s.stop].any())]
 
-    def _around(self, target: Target, gradient: Any, start: Tensor) -> _Found:
+    def _around(self, target: Target, gradient: Any, start: Tensor) -> Found:
         def watch(value: float, rise: float) -> None:
             self.bar.update()
             self.bar.set_postfix(density=f"{value:.2f}", rise=f"{rise:.1e}")
@@ -218,10 +200,10 @@ class _Work:
                 "mode of the density. Use curvature='ggn', or more rounds."
             ) from error
 
-    def _shaped(self, made: Callable[[Shaper], Gaussian], mode: Mode) -> _Found:
+    def _shaped(self, made: Callable[[Shaper], Gaussian], mode: Mode) -> Found:
         density = made(self.shape.density)
         every = density if self.shape.every is self.shape.density else made(self.shape.every)
-        return _Found(mode, density, every)
+        return Found(mode, density, every)
 
     def _with_scales(self, target: Target, z: Tensor, shaper: Shaper, precision: Tensor) -> Gaussian:
         """The weights' density given the scales, and theirs, whose precision (b, b) is that with the weights integrated out.
@@ -240,18 +222,3 @@ class _Work:
             whole[cut:, cut:] = precision + across.mT @ moved
             return Gaussian(z, [Dense.of(index, whole)])
         return Gaussian(z, [*weights.blocks, Dense.of(self.scales, precision)])
-
-
-def _tuned(target: Target, density: Gaussian, name: str) -> float:
-    """The factor of a site's prior sd that raises the evidence: MacKay's fixed point, gamma / (w^T D w) for the precision.
-
-    gamma = sum of (1 - prior precision times posterior variance): how many of the site's numbers the data determine.
-    Source: MacKay 1992, Neural Computation 4(3), equation 4.9 of the thesis' notation.
-    """
-    (site,) = [s for s in target.sites if s.name == name]
-    priors = normal_priors(target)
-    part = slice(site.start, site.stop)
-    precision = priors.precision[part]
-    determined = float((1.0 - precision * density.variances()[part]).sum())
-    pull = float(((density.mean[part] - priors.loc[part]).square() * precision).sum())
-    return math.sqrt(max(pull, 1e-12) / max(determined, 1e-12))

@@ -252,6 +252,6 @@ print(f"picture: {picture}")
 # * The evidence as a truth about the world. It is a score of model and prior together, and for a network an approximation
 #   around one mode of many. Here it agreed with held-out voters on the best of five widths, whose neighbours are
 #   within two standard errors of held-out density; that is one data set.
-# * `tune_prior=True` on a network without a look at its evidence. It moves all widths at once by a fixed rule, and may end
-#   lower than it started; compare `log_evidence` with that of a few fixed widths, as above.
+# * `tune_prior=True` as a promise about new rows. It climbs the evidence around one mode, with a width for each site; what is
+#   gained there need not be gained on held-out rows. Score both.
 # * Numbers of `map` at the widest priors: Adam has not arrived at a mode there after so few steps, and with more it gets worse.

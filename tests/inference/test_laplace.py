@@ -295,6 +295,19 @@ def test_it_comes_back_from_its_files_and_has_all_groups(structure, tmp_path):
     assert loaded.diagnose() == posterior.diagnose()
 
 
+def test_tuning_never_leaves_the_evidence_lower():
+    """A network whose two layers trade their sizes: MacKay's fixed point alone ends far below where it began."""
+    x = rows(60)[0]
+    labels = (x[:, 0] + 0.5 * torch.randn(60, generator=torch.Generator().manual_seed(1), dtype=F64) > 0).long()
+    model = bnn.get_model("mlp_categorical", hidden=(3,), activation="tanh")
+    before, after = (
+        fitted(model, x.numpy(), labels.numpy(), tune_prior=tuned, backend="eager").draws.info
+        for tuned in (False, True)
+    )
+    assert after["log_evidence"] > before["log_evidence"] + 0.5
+    assert 0.1 < after["prior_sd_factor_w1"] < 10 and 0.1 < after["prior_sd_factor_w2"] < 10
+
+
 @pytest.mark.slow
 def test_tuned_priors_come_back_too(tmp_path):
     x, y = rows()
