@@ -35,11 +35,11 @@ def fit_ensemble(target: Target, method: Ensemble, seed: int, backend: str, prog
     Raises: ModelError where the density of some member is not finite.
     """
     began = time.perf_counter()
-    noise_sd = _noise_sd(target, method, seed, backend) if method.anchored else None
+    noise_sd, learnt = _noise_sd(target, method, seed, backend) if method.anchored else (None, False)
     with isolated(derive_seed(seed, "ensemble"), target.dtype, threads=threads_for(target)):
         without_anchor = _without_anchor(target, method, noise_sd)
         starts = torch.stack([feasible_point(target, derive_seed(seed, "member", m)) for m in range(method.members)])
-        training = _compile(target, method, seed, backend, starts, noise_sd)
+        training = _compile(target, method, seed, backend, starts, noise_sd, learnt)
         if training.step.reason:
             warn(f"{target.name}, ensemble: {training.step.reason}. Steps are taken by {training.step.backend!r}.")
         compiled = time.perf_counter()
@@ -101,8 +101,9 @@ def _without_anchor(target: Target, method: Ensemble, noise_sd: Tensor | None) -
 
 
 def _compile(
-    target: Target, method: Ensemble, seed: int, backend: str, starts: Tensor, noise_sd: Tensor | None
+    target: Target, method: Ensemble, seed: int, backend: str, starts: Tensor, noise_sd: Tensor | None, learnt: bool
 ) -> Training:
+    """The step of all members. Where the noise's sd is ``learnt``, y's last axis has the noisy one and each row's own."""
     members = len(starts)
     priors = normal_priors(target)
     reseed(derive_seed(seed, "diversity"))
@@ -110,6 +111,7 @@ def _compile(
     y = None
     if noise_sd is not None:
         y = target.y + noise_sd * torch.randn(members, *target.y.shape, dtype=target.dtype, device=target.device)
+        y = torch.stack([y, target.y.expand_as(y)], -1) if learnt else y
     batches, more, names = None, [], []
     if method.batch_size is not None and method.batch_size < target.n:
         batches = MiniBatches(target, method.batch_size, derive_seed(seed, "batches"), members, y, population)
@@ -121,7 +123,7 @@ def _compile(
             more, names = [*more, counts.to(target.dtype).to(target.device)], [*names, "weights"]
     if method.anchored:
         more, names = [*more, _anchors(priors, members)], [*names, "shift"]
-    unpack = _unpacker(batches, names)
+    unpack = _unpacker(batches, names, learnt)
     plain = Point(target, priors if method.anchored else None)  # whose shift is of those priors
     return compile_training(
         Point(target, priors).objective(unpack),
@@ -136,17 +138,23 @@ def _compile(
     )
 
 
-def _unpacker(batches: MiniBatches | None, names: list[str]) -> Callable[..., PointData]:
-    """What makes a member's data of a step's tensors: those of its batch first, then those that ``names`` says."""
+def _unpacker(batches: MiniBatches | None, names: list[str], both: bool) -> Callable[..., PointData]:
+    """What makes a member's data of a step's tensors: those of its batch first, then those that ``names`` says.
+
+    ``both``: y's last axis has the noisy one and each row's own.
+    """
 
     def unpack(*tensors: Tensor) -> PointData:
         cut = len(tensors) - len(names)
         given: dict[str, Any] = dict(zip(names, tensors[cut:], strict=True))
         data = PointData(**given)
-        if batches is None:
-            return data
-        x, y, scale = batches.rows(*tensors[:cut])
-        return data._replace(x=x, y=y, scale=scale)
+        if batches is not None:
+            x, y, scale = batches.rows(*tensors[:cut])
+            data = data._replace(x=x, y=y, scale=scale)
+        if both and data.y is not None:
+            noisy, seen = data.y.unbind(-1)
+            data = data._replace(y=noisy, seen=seen)
+        return data
 
     return unpack
 
@@ -159,18 +167,21 @@ def _anchors(priors: Any, members: int) -> Tensor:
     return sd * torch.randn(members, len(sd), dtype=sd.dtype, device=sd.device)
 
 
-def _noise_sd(target: Target, method: Ensemble, seed: int, backend: str) -> Tensor | None:
-    """The sd of a Normal likelihood by row, at a mode where it is latent; None for another likelihood, such as a label's."""
+def _noise_sd(target: Target, method: Ensemble, seed: int, backend: str) -> tuple[Tensor | None, bool]:
+    """The sd of a Normal likelihood by row, at a mode where it is latent, and whether it is.
+
+    None for another likelihood, such as a label's.
+    """
     with isolated(derive_seed(seed, "noise"), target.dtype), torch.no_grad():
         first, second = (_sd_at(target, prior_point(target)) for _ in range(2))
     if first is None or second is None:
-        return None
+        return None, False
     if torch.allclose(first, second, rtol=SAME, atol=0.0):
-        return first
+        return first, False
     alone = Ensemble(members=1, steps=method.steps, lr=method.lr, lr_decay=method.lr_decay, draws=1)
     mode = fit_ensemble(target, alone, derive_seed(seed, "mode"), backend, progress=False).z[0, 0]
     with isolated(dtype=target.dtype), torch.no_grad():
-        return _sd_at(target, mode.to(target.device))
+        return _sd_at(target, mode.to(target.device)), True
 
 
 def _sd_at(target: Target, z: Tensor) -> Tensor | None:

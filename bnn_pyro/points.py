@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from bnn_pyro.data import Inputs
 from bnn_pyro.graphs import NormalPriors
+from bnn_pyro.likelihoods import unwrapped
 from bnn_pyro.target import Target, add_up
 
 
@@ -25,6 +27,7 @@ class PointData(NamedTuple):
         weights: (n,) of rows.
         shift: (dim,) that is added to the means of Normal priors.
         scale: How many times as many all rows are.
+        seen: Rows' own y, where ``y`` has noise added: the sd of a Normal likelihood is learnt from this.
     """
 
     x: Inputs | None = None
@@ -32,6 +35,7 @@ class PointData(NamedTuple):
     weights: Tensor | None = None
     shift: Tensor | None = None
     scale: float = 1.0
+    seen: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,12 @@ class Point:
         log_prior = result.log_prior
         if self.priors is not None:
             log_prior = log_prior + self.priors.log_density(z if data.shift is None else z - data.shift)
+        terms = list(result.log_likelihood.values())
+        if data.y is not None and data.seen is not None:
+            assert target.predicted is not None
+            terms.append(_sd_from(result.conditionals[target.predicted.name], data.y, data.seen))
         log_likelihood = add_up(
-            (term if data.weights is None else term * data.weights).sum(dtype=torch.float64)
-            for term in result.log_likelihood.values()
+            (term if data.weights is None else term * data.weights).sum(dtype=torch.float64) for term in terms
         )
         return log_likelihood * data.scale, -log_prior
 
@@ -63,3 +70,12 @@ class Point:
             return minus_log_prior - log_likelihood, torch.stack([log_likelihood, minus_log_prior])
 
         return objective
+
+
+def _sd_from(conditional: Any, y: Tensor, seen: Tensor) -> Tensor:
+    """0 by row, with the gradient that makes the sd of a Normal likelihood of ``y`` that of ``seen``; the mean's stays."""
+    fn = unwrapped(conditional)
+    still = fn.loc.detach()
+    difference = Normal(still, fn.scale).log_prob(seen) - Normal(still, fn.scale).log_prob(y)
+    difference = difference.reshape(len(y), -1).sum(1)
+    return difference - difference.detach()

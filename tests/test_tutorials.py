@@ -313,7 +313,7 @@ def test_08_epistemic_and_aleatoric(tmp_path):
     assert (ensemble[:4] < 0.5 * chees[:4]).all() and (ensemble[1:4] > 3 * ensemble[0]).all()
     assert (anchored[:4] > 2 * ensemble[:4])[:2].all() and (anchored[2:4] < 0.8 * chees[2:4]).all()
     assert (point[:4] == 0).all() and np.isnan(point[4])
-    assert anchored[5] == pytest.approx(2**0.5 * ensemble[5], rel=0.12) and mean_field[5] > 1.05 * chees[5]
+    assert anchored[5] == pytest.approx(ensemble[5], rel=0.2) and mean_field[5] > 1.05 * chees[5]
     entropies = {
         (int(n), float(x)): tuple(map(float, m))
         for n, x, *m in re.findall(

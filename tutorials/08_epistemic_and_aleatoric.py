@@ -188,8 +188,6 @@ print(f"picture: {picture}")
 #
 # * The split as a fact about the world. Both parts are the model's: what a network cannot fit, or a guide cannot follow, it
 #   calls noise. Mean-field SVI's noise is above the sampler's, and the aleatoric entropy of the 60 labelled rows is too large.
-# * The noise of an anchored ensemble. Its members train on targets to which noise was added once more, and learn the sum: an sd
-#   about root two times that of the plain ensemble. Its epistemic part is what it is for.
 # * Epistemic parts beyond all rows. They are mostly prior: a tanh network levels off, and so does its doubt, however far one
 #   goes. The classifier of 2000 rows is sure of x = 4, where no row is.
 # * One over the number of rows at small sizes. With 20 rows the prior holds the curve as much as the rows do; and with more

@@ -31,7 +31,7 @@ class Ensemble(Method):
         bootstrap: Train each member on rows drawn with replacement (w_mi: how often row i was drawn).
         anchored: Move each Normal prior to a draw a_m of it, and add noise of the likelihood's sd to the targets of a Normal
             likelihood. On a linear model of known noise the members are then draws of the exact posterior. Where the sd is
-            latent, that at a mode found beforehand is taken.
+            latent, that at a mode found beforehand is taken, and members learn it from the targets as they are.
         draws: Copies of each member that stand in ``posterior``, so that each ArviZ call works.
     """
 

@@ -365,8 +365,24 @@ def test_a_latent_sd_is_taken_at_a_mode(trainings):
     options = {"members": 400, "anchored": True, "draws": 1, "standardize": False, "steps": 500}
     bnn.fit(program, np.zeros(50), y, **options, **PLAIN)
     assert len(trainings) == 2 and len(trainings[0].state.position) == 1  # that for the mode is the first
-    noise = trainings[1].more[0] - torch.tensor(y)
+    noisy, seen = trainings[1].more[0].unbind(-1)
+    assert torch.equal(seen, torch.tensor(y).expand_as(seen))
+    noise = noisy - seen
     assert float(noise.std()) == pytest.approx(sigma, rel=4.5 / (2 * noise.numel()) ** 0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 100}])
+@pytest.mark.parametrize("name", ["linear", "mlp_hetero"])
+def test_members_learn_a_latent_noise_from_the_targets_as_they_are(name, options):
+    """Not from those with noise added, whose sd is root two times as large."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(400, 1))
+    y = x[:, 0] + 0.5 * rng.normal(size=400)
+    model = bnn.get_model(name, **({"hidden": (3,), "activation": "tanh"} if name == "mlp_hetero" else {}))
+    made = {"members": 6, "anchored": True, "steps": 800, "draws": 1, "standardize": False, "seed": 4}
+    posterior = bnn.fit(model, x, y, **made, **options, **PLAIN)
+    said = np.sqrt(posterior.predict(x).aleatoric.mean())
+    assert said == pytest.approx(np.std(y - x[:, 0]), rel=0.08)
 
 
 def test_labels_get_no_noise(trainings):
