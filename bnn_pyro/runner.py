@@ -110,12 +110,17 @@ def carry_out(plan: Plan, pictures: bool = True, warn: Callable[[str], None] = p
 
 def _peak_mb() -> float:
     """Memory that this process has held at most, in MB; nan where the system does not say."""
+    try:  # Linux counts what a process was started from into ru_maxrss
+        status = Path("/proc/self/status").read_text()
+        return float(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError, ValueError):
+        pass
     if sys.platform == "win32":
         return math.nan
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else KiB
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def held_out(posterior: Any, test: Any) -> tuple[Any, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """``bnn-pyro methods``: every method has its note, and the table says what the runs hold."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -66,6 +67,16 @@ def test_the_numbers_are_those_of_the_runs(fitted):
         assert (entry["verdict"], entry["reasons"]) == (run.diagnose().verdict, run.diagnose().reasons)
         assert run.seed == 2 and (run.method.steps == 50 if entry["inference"] == "map" else run.method.chains == 2)
     assert entries[0]["spread"] == 0.0 and entries[1]["spread"] == 1.0 and entries[1]["away"] == 0.0
+
+
+def test_memory_is_the_childs_own_and_not_that_of_who_started_it():
+    held = np.ones(60_000_000)  # 480 MB, which ru_maxrss of a child would count
+    code = "from bnn_pyro.runner import _peak_mb; print(_peak_mb()); held = bytearray(10**8); print(_peak_mb())"
+    printed = method_table.subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    before, after = map(float, printed.split())
+    assert held.sum() > 0 and 5 < before < 200 and 95 < after - before < 110
 
 
 def test_a_run_that_is_there_is_not_fitted_again_unless_settings_changed(fitted, monkeypatch):
