@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from bnn_pyro.gaussians import Gaussian
 ITERATIONS = 200  # of L-BFGS in the same coordinates
 HISTORY = 20
 SMALLEST = 1e-9  # step, or gain in nats, that L-BFGS goes on for
+PATIENCE = 40  # gradients without a gain that counts, after which new coordinates are better than more iterations
 POLISH = 10  # Newton steps at the end, each of which has to make the rise to come smaller
 
 
@@ -74,11 +76,16 @@ def find_mode(
     return Mode(z, rise, count, stalled)
 
 
+class _Enough(Exception):
+    """Ends L-BFGS, which has no word for it: at a kink it would use up its iterations on next to nothing."""
+
+
 def _climb(
     evaluate: Callable[[Tensor], tuple[Tensor, float]], start: Tensor, density: Gaussian, tolerance: float
 ) -> Tensor:
     u = torch.zeros_like(start, requires_grad=True)
     best, highest = start, -torch.inf
+    mark, waited = -torch.inf, 0
     small = math.sqrt(tolerance / (2 * density.dim))  # in each entry: a quarter of the rise that is allowed
     optimiser = torch.optim.LBFGS(
         [u],
@@ -90,16 +97,22 @@ def _climb(
     )
 
     def closure() -> Tensor:
-        nonlocal best, highest
+        nonlocal best, highest, mark, waited
         with torch.no_grad():
             z = start + density.displace(u)
             grad, value = evaluate(z)
             if value > highest:
                 best, highest = z, value
+            if value > mark + tolerance:
+                mark, waited = value, 0
+            waited += 1
+            if waited > PATIENCE:
+                raise _Enough
             u.grad = -density.turn(grad)
         return torch.tensor(-value, dtype=torch.float64)
 
-    optimiser.step(closure)
+    with suppress(_Enough):
+        optimiser.step(closure)
     return best
 
 

@@ -13,7 +13,7 @@ from torch.func import hessian, jacfwd
 
 import bnn_pyro as bnn
 import problems
-from bnn_pyro import curvature, hyper, laplace, layers, outputs, results, shapes
+from bnn_pyro import curvature, hyper, laplace, layers, modes, outputs, results, shapes
 from bnn_pyro.gaussians import Dense, Diagonal, Gaussian, Kronecker
 from bnn_pyro.isolation import isolated
 from bnn_pyro.linearized import LinearizedTarget, check_outputs
@@ -579,3 +579,24 @@ def test_a_scale_grows_as_the_weights_shrink(inside):
     f, moved = (target.forward(at, x).loc for at in (z, z + 1e-3 * way))
     straight = target.forward(z + 1e-3 * torch.nn.functional.one_hot(torch.tensor(scale.start), target.dim), x).loc
     assert (moved - f).abs().max() < 0.01 * (straight - f).abs().max()
+
+
+def test_at_a_kink_the_search_ends_soon_and_says_so(monkeypatch):
+    """Kinks as of ReLU units, where the mode is: L-BFGS would go on for all of its iterations."""
+    generator = torch.Generator().manual_seed(5)
+    across = torch.randn(30, 20, generator=generator, dtype=F64)
+    aim = torch.randn(20, generator=generator, dtype=F64)
+
+    def gradient(z):
+        def density(z):
+            return -(across @ z).abs().sum() - 0.5 * (z - aim).square().sum()
+
+        return torch.func.grad(density)(z[0])[None], density(z[0])[None]
+
+    around = lambda z: Gaussian(z, [Diagonal(torch.arange(20), torch.ones(20, dtype=F64))])
+    found = modes.find_mode(gradient, aim, around, 1e-2, 50)
+    assert found.stalled and found.rise > 1e-2
+    monkeypatch.setattr(modes, "PATIENCE", 10**9)
+    longer = modes.find_mode(gradient, aim, around, 1e-2, 50)
+    assert found.gradients < 0.8 * longer.gradients
+    assert float(gradient(found.position[None])[1]) > float(gradient(longer.position[None])[1]) - 0.1
