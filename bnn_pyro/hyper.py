@@ -86,20 +86,24 @@ def settle(
         return (found + found.mT) / 2
 
     here = solve(start)
-    bend = hessian(here, (STEP,))
+    bend, exact = hessian(here, (STEP,)), False
     for _ in range(rounds):
         move = _ascent(bend, here.slope)
         rise = float(here.slope @ move) / 2
         watch(float(target.log_density(here.mode.position)), rise)
-        if rise <= tolerance:
+        if rise <= tolerance and exact:
             break
+        if rise <= tolerance:
+            bend, exact = hessian(here, (-STEP, STEP)), True
+            continue
         move = move * min(1.0, FURTHEST / float(move.abs().max()))
         there = solve(here.mode.position + move @ here.ways)
         missed = here.slope - there.slope - bend @ move
         if abs(float(missed @ move)) > 1e-8 * float(missed.norm() * move.norm()):
             bend = bend + torch.outer(missed, missed) / (missed @ move)
-        here = there
-    bend = hessian(here, (-STEP, STEP))
+        here, exact = there, False
+    if not exact:
+        bend = hessian(here, (-STEP, STEP))
     rise = float(here.slope @ _ascent(bend, here.slope)) / 2
     values, vectors = torch.linalg.eigh(bend)
     precision = (vectors * values.clamp(min=FLATTEST)) @ vectors.mT

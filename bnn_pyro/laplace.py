@@ -188,7 +188,7 @@ class _Work:
                 self.scales,
                 lambda z: find_mode(gradient, z, partial(self.shape.guide, target), INNER * tolerance, rounds),
                 self.shape.every,
-                tolerance,
+                (1 - INNER) * tolerance,
                 rounds,
                 watch,
             )

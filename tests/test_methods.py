@@ -49,6 +49,7 @@ def fitted(tmp_path_factory):
     return out, words, json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_runs(fitted):
     out, _, entries = fitted
     runs = {name: bnn.load(out / f"linear-{name}") for name in ("map", "nuts")}
@@ -79,6 +80,7 @@ def test_memory_is_the_childs_own_and_not_that_of_who_started_it():
     assert held.sum() > 0 and 5 < before < 200 and 95 < after - before < 110
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_not_fitted_again_unless_settings_changed(fitted, monkeypatch):
     _, words, entries = fitted
     began = []
@@ -96,6 +98,7 @@ def test_a_run_that_is_there_is_not_fitted_again_unless_settings_changed(fitted,
     call(*words)
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_is_a_line_and_the_others_go_on(fitted, monkeypatch):
     _, words, _ = fitted
     made = method_table._run
@@ -112,6 +115,7 @@ def test_a_fit_that_fails_is_a_line_and_the_others_go_on(fitted, monkeypatch):
     assert sum(line.startswith("  nuts ") for line in result.stdout.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_come_back_as_it_was_is_said_to(fitted, monkeypatch):
     out, _, _ = fitted
     finished = method_table.read(str(out / "linear-map"))
@@ -123,11 +127,11 @@ def test_a_run_that_does_not_come_back_as_it_was_is_said_to(fitted, monkeypatch)
         method_table._entry(finished)
 
 
-QUICKEST = {
-    "nuts": {"chains": 2, "warmup": 20, "draws": 20}, "hmc": {"chains": 2, "warmup": 20, "draws": 20},
-    "chees": {"chains": 4, "warmup": 20, "draws": 10}, "svi": {"steps": 30, "draws": 20}, "map": {"steps": 30, "draws": 2},
-    "ensemble": {"steps": 30, "members": 2, "draws": 5}, "mc_dropout": {"steps": 30, "draws": 20},
-    "laplace": {"draws": 20, "tolerance": 1.0}, "prior": {"draws": 20},
+QUICKEST = {  # as many steps as a verdict wants to see
+    "nuts": {"chains": 2, "warmup": 20, "draws": 20, "max_tree_depth": 4}, "svi": {"steps": 200, "draws": 20},
+    "hmc": {"chains": 2, "warmup": 20, "draws": 20, "max_steps": 16}, "chees": {"chains": 4, "warmup": 20, "draws": 10},
+    "map": {"steps": 200, "draws": 2}, "ensemble": {"steps": 200, "members": 2, "draws": 5},
+    "mc_dropout": {"steps": 200, "draws": 20}, "laplace": {"draws": 20, "tolerance": 1.0}, "prior": {"draws": 20},
 }  # fmt: skip
 
 
