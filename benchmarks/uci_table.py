@@ -121,7 +121,7 @@ def score_lines(score: str, groups: dict[tuple[str, str], list[Row]]) -> list[st
         far = gap(mean, error, published, sign)
         places = max(3, len(published.mean.partition(".")[2]))
         ours = f"{mean:.{places}f} ± {'-' if math.isnan(error) else f'{error:.{places}f}'}"
-        theirs = f"{published.mean} ± {published.error:.3f}"
+        theirs = f"{published.mean} ± {published.error:.{places}f}"
         answer = "-" if math.isnan(far) else "yes" if far >= -ENOUGH else "NO"
         star = "" if len(rows) == published.splits else "*"
         shown = "-" if math.isnan(far) else f"{far:+.1f}"
