@@ -38,14 +38,14 @@ NOTES = {
         "A normal density at a mode, as wide as the curvature there; predictions of the network made linear in its weights.",
         "Good uncertainty about one mode for little more than its optimum, in particular beyond the rows; a log evidence to "
         "compare models or to tune priors (tune_prior=True).",
-        "Thousands of gradients of all rows in float64, and the curvature: dim^2 numbers (full), two matrices a layer "
+        "A few to thousands of gradients of all rows in float64, and the curvature: dim^2 numbers (full), two matrices a layer "
         "(kronecker), the last layer's (last_layer), dim (diagonal).",
         "One mode, made symmetric: skewed posteriors are shifted, flat ones as wide as at their top. ReLU networks have kinks "
         "where their mode is.",
     ),
     "ensemble": Note(
         "Several networks, each trained from a start of its own to the highest log joint density.",
-        "The best predictions for the time on large data, and several modes; robust under shift.",
+        "Large data, and several modes at once.",
         "The gradients of its members, taken together; the memory of all of them.",
         "Spread within a mode. Where the rows determine the network the members agree, and nothing holds their spread up "
         "elsewhere; anchored=True draws from the posterior where the model is linear.",

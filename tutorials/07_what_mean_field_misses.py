@@ -6,7 +6,7 @@
 # and its ELBO against the log evidence. In the second all weights are unknown, and a run of NUTS stands in for the truth.
 # Tutorial 2 looked at two weights that trade off; here the question is what becomes of the *function*.
 #
-# Run it whole (`python tutorials/07_what_mean_field_misses.py [PICTURE.png]`, about a minute) or cell by cell.
+# Run it whole (`python tutorials/07_what_mean_field_misses.py [PICTURE.png]`, a little over a minute) or cell by cell.
 
 # %%
 import sys
