@@ -118,7 +118,7 @@ def _same(asked: Plan, content: dict[str, Any]) -> bool:
         )
         and content["inference"]["settings"] == {k: v for k, v in asked.method.settings().items() if v is not None}
         and content["fit"]["seed"] == asked.settings["seed"]
-        and "process" in content
+        and content.get("process", {}).get("backend") == asked.settings["backend"]
     )
 
 

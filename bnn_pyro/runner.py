@@ -96,7 +96,8 @@ def carry_out(plan: Plan, pictures: bool = True, warn: Callable[[str], None] = p
 
     posterior = plan.model.fit(plan.data.train, inference=plan.method, **plan.settings)
     prediction, scores = held_out(posterior, plan.data.test)
-    extra = {"scores": scores, "dataset": plan.source, "process": {"peak_mb": _peak_mb()}}
+    process = {"peak_mb": _peak_mb(), "backend": plan.settings.get("backend", "auto")}  # what was asked for
+    extra = {"scores": scores, "dataset": plan.source, "process": process}
     path = posterior.save(plan.out, overwrite=plan.overwrite, extra=extra)
     if pictures:
         from bnn_pyro import report

@@ -1,6 +1,7 @@
 """``bnn-pyro methods``: every method has its note, and the table says what the runs hold."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -96,6 +97,22 @@ def test_a_run_that_is_there_is_not_fitted_again_unless_settings_changed(fitted,
     made = json.loads(call(*changed, "--json").stdout)
     assert [c[c.index("--inference") + 1] for c in began] == ["map"] and made[0]["gradients"] == 60
     call(*words)
+
+
+@pytest.mark.slow
+def test_a_run_by_another_backend_is_fitted_again(fitted, monkeypatch):
+    _, words, _ = fitted
+    began = []
+
+    def refused(command, **settings):
+        began.append(command)
+        return subprocess.CompletedProcess(command, 2, "", "bnn-pyro: not now.\n")
+
+    monkeypatch.setattr(method_table.subprocess, "run", refused)
+    call(*words)
+    assert not began
+    printed = call(*(w if w != "eager" else "auto" for w in words)).stdout
+    assert [c[c.index("--backend") + 1] for c in began] == ["auto", "auto"] and printed.count("failed: not now.") == 2
 
 
 @pytest.mark.slow
