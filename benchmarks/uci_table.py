@@ -20,9 +20,10 @@ SOURCES = {
     "ensemble": "Lakshminarayanan et al. 2017, arXiv:1612.01474, table 1: 5 networks, 40 epochs",
     "mc_dropout": "yaringal/DropoutUncertaintyExps, its files by split: rate and noise by grid, 4000 epochs",
 }
+SOURCES["dropout_30k"] = f"of mc_dropout, {SOURCES['mc_dropout']}"
 SOURCES |= dict.fromkeys(("laplace_last", "laplace_kron"), f"of svi, {SOURCES['svi']}")
 # Times that a fifth of the training rows is held out to choose among candidates; 0 where there is one only.
-FOLDS = {"svi": 1, "ensemble": 5, "mc_dropout": 1, "laplace_last": 0, "laplace_kron": 0}
+FOLDS = {"svi": 1, "ensemble": 5, "mc_dropout": 1, "dropout_30k": 1, "laplace_last": 0, "laplace_kron": 0}
 ENOUGH = 2.0  # combined standard errors by which ours may be worse
 
 
@@ -73,11 +74,12 @@ PUBLISHED: dict[tuple[str, str, str], Published] = {
     ("kin8nm", "mc_dropout", "test_rmse"): Published("0.0789", "0.0006", "standard error"),
 }
 # Nobody has published Laplace on these splits: it stands beside mean-field SVI.
+BESIDE = {"dropout_30k": "mc_dropout", "laplace_last": "svi", "laplace_kron": "svi"}
 PUBLISHED |= {
     (name, method, score): found
-    for method in ("laplace_last", "laplace_kron")
+    for method, beside in BESIDE.items()
     for (name, other, score), found in PUBLISHED.items()
-    if other == "svi"
+    if other == beside
 }
 
 

@@ -111,11 +111,12 @@ def test_a_fit_is_the_network_that_is_said_in_the_units_of_its_rows(method, monk
     y = (100 + 10 * x.a).rename("y")
     candidate = {
         "svi": {"steps": 4, "lr": 0.02}, "ensemble": {"epochs": 2, "prior_sd": 0.5}, "mc_dropout": {"steps": 4, "rate": 0.3},
+        "dropout_30k": {"steps": 4, "rate": 0.3},
         "laplace_last": {"tolerance": 3.0}, "laplace_kron": {"tolerance": 3.0},
     }[method]  # fmt: skip
     posterior, _ = uci.fit(method, candidate, x, y, fitted=5, seed=3)
     assert posterior.model.hidden == (50,) and posterior.model.activation == "relu" and posterior.seed == 3
-    steps = {"svi": 8, "ensemble": 5, "mc_dropout": 8}
+    steps = {"svi": 8, "ensemble": 5, "mc_dropout": 8, "dropout_30k": 8}
     assert posterior.draws.info.get("steps_taken") == steps.get(method)
     assert posterior.draws.z.shape[:2] == ((5, 100) if method == "ensemble" else (1, 500))
     assert float(posterior.units.y_mean) == y.mean()

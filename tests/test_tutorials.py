@@ -263,12 +263,12 @@ def test_07_what_mean_field_misses(tmp_path):
     assert 1.03 < last["mean-field"][0] < 1.3 and last["mean-field"][1:].max() < 0.5
 
     verdicts = re.findall(r"^(.*): verdict: (.*)$", printed, re.M)
-    assert [v for n, v in verdicts if n != "NUTS"] == ["approximate"] * 4
+    assert [v for n, v in verdicts if n != "ChEES"] == ["approximate"] * 4
     raw = re.search(r"R-hat, the worst of each site: (.*)", printed).group(1)
     assert min(float(v.split()[1]) for v in raw.split(", ")) > 1.05
     r_hat, ess = map(float, re.search(r"the worst in the gap: (\S+); ESS at least (\S+)", printed).groups())
     assert r_hat < 1.02 and ess > 400
-    whole = table("network: epistemic sd, divided by that of NUTS")
+    whole = table("network: epistemic sd, divided by that of ChEES")
     narrow, full, hessian, default = (
         whole[name] for name in ("mean-field", "full-rank", "Laplace", "Laplace, default")
     )
