@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnn_pyro.batching import gather_draws
 from bnn_pyro.compiled import threads_for
 from bnn_pyro.draws import Draws
 from bnn_pyro.elbo_record import ElboRecord
@@ -56,8 +57,8 @@ def fit_dropout(target: Target, method: MCDropout, seed: int, backend: str, prog
         mean = training.state.position[0]
         reseed(derive_seed(seed, "mc_dropout draws"))
         z = mean * units.draw(method.draws)
-    with isolated(dtype=target.dtype), torch.no_grad():
-        lp = torch.stack([target.log_density(one) for one in z])
+    with isolated(dtype=target.dtype):
+        lp = gather_draws(target.log_density, z)
     info: dict[str, Any] = {
         "gradient_evaluations": record.count,
         "steps_taken": record.count,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from bnn_pyro.batching import gather_draws
 from bnn_pyro.compiled import threads_for
 from bnn_pyro.draws import Draws
 from bnn_pyro.elbo_record import ElboRecord
@@ -52,8 +53,8 @@ def fit_ensemble(target: Target, method: Ensemble, seed: int, backend: str, prog
     if interrupts.pressed:
         warn(f"{target.name}, ensemble: interrupted after {record.count} of {method.steps} steps.")
     z = training.state.position
-    with isolated(dtype=target.dtype), torch.no_grad():
-        lp = torch.stack([target.log_density(member) for member in z])
+    with isolated(dtype=target.dtype):
+        lp = gather_draws(target.log_density, z)
     stats = {"lp": lp.cpu().numpy()[:, None].repeat(method.draws, 1)}
     info: dict[str, Any] = {
         "gradient_evaluations": record.count * method.members,

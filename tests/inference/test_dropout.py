@@ -73,6 +73,9 @@ def test_mean_and_variance_are_those_over_all_masks():
     distinct = torch.unique(torch.as_tensor(posterior.draws.z[0]), dim=0)
     assert len(distinct) <= 256 and float(variance.min()) > 1e-4
     assert posterior.draws.info["units"] == D + H
+    with isolated(dtype=F64):
+        density = [float(posterior.target.log_density(z)) for z in posterior.draws.z[0, ::997]]
+    assert posterior.draws.stats["lp"][0, ::997] == pytest.approx(np.array(density), abs=1e-9)
 
 
 def test_the_variance_of_one_layer_is_that_by_hand():
