@@ -119,7 +119,7 @@ def perform(wanted: list[tuple[str, str, int]], out: Path) -> int:
     """Fits each job that ``out`` has no scores of, by these candidates, and appends a row. Returns: 1 if one failed."""
     done = {uci_table.key(row) for row in uci_table.scored(read(out), CANDIDATES)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not out.read_bytes().endswith(b"\n"):  # a line that was cut short would spoil the next one
+    if out.exists() and not (b"\n" + out.read_bytes()).endswith(b"\n"):  # a line that was cut short would spoil the next one
         with out.open("a") as file:
             file.write("\n")
     failed = False
