@@ -6,9 +6,9 @@
 The same model (see `posteriors.py`), a mean-field normal guide, Adam, float32. Each row runs in a process of its own with empty
 caches of compiled code. `import` is seconds to import the library (here with torch's compiler, which otherwise is imported when
 first needed), `setup` seconds from there until the first step can be taken (JAX: tracing and compiling a scan over all steps),
-`steps/s` is the best of three runs of `--steps` steps, `first` setup plus the first of these runs. NumPyro's steps are
-those inside its own scan; Pyro's plain and jit loops are cut after `--pyro-seconds`. `adam` is a step of plain torch Adam on
-the same network, without a posterior, which no SVI step needs to beat.
+`steps/s` is the best of five runs of `--steps` steps, for which the libraries take turns; `first` is setup plus the first of
+these runs. NumPyro's steps are those inside its own scan; Pyro's plain and jit loops are cut after `--pyro-seconds`. `adam` is
+a step of plain torch Adam on the same network, without a posterior, which no SVI step needs to beat.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,7 @@ from posteriors import PROBLEMS, load_rows, numpyro_model, pyro_program
 LIBRARIES = ("ours", "numpyro", "pyro", "pyro_jit", "pyro_sample", "adam")
 CASES = {"mlp1": None, "mlp2": None, "digits": 128}  # problem: rows of a mini-batch, None for all
 LR = 0.01
+ROUNDS = 5  # of which the fastest counts
 IMPORTS = {
     "ours": ("bnn_pyro.guide_steps", "torch._inductor.compile_fx", "torch._inductor.codegen.cpp"),
     "numpyro": ("jax", "numpyro.infer.autoguide"),
@@ -235,19 +237,22 @@ def adam(problem: Any, batch: int | None) -> Measured:
     return time.perf_counter() - start, run
 
 
-def measure(library: str, problem: str) -> dict[str, Any]:
+def serve(library: str, problem: str) -> None:
+    """A library's process: says what its setup took, then runs once for each line that it is sent, and says the seconds."""
     start = time.perf_counter()
     for name in IMPORTS.get(library, ("pyro.infer.autoguide",)):
         import_module(name)
     imported = time.perf_counter() - start
     setup, run = globals()[library](PROBLEMS[problem], CASES[problem])
-    times = [run(ARGS.steps) for _ in range(3)]
-    return {"import_s": imported, "setup_s": setup, "steps_per_s": ARGS.steps / min(times), "first_s": setup + times[0]}
+    print(json.dumps({"import_s": imported, "setup_s": setup}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(run(ARGS.steps)), flush=True)
 
 
-def in_a_process(library: str, problem: str) -> dict[str, Any]:
-    """One row in a process of its own, on one core, with no compiled code from before."""
-    with tempfile.TemporaryDirectory() as cache:
+class Library:
+    """A library in a process of its own, on one core, with no compiled code from before; set up when this returns."""
+
+    def __init__(self, library: str, problem: str, cache: str):
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
@@ -256,10 +261,54 @@ def in_a_process(library: str, problem: str) -> dict[str, Any]:
         }
         words = [sys.executable, __file__, "--row", library, problem, "--steps", str(ARGS.steps)]
         words += ["--pyro-seconds", str(ARGS.pyro_seconds)]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        self._said = open(f"{cache}/stderr", "w+")  # noqa: SIM115  # a pipe that nobody reads may fill up
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, stderr=self._said, text=True)
+        self.row: dict[str, Any] = self._answer() or {}
+        self._times: list[float] = []
+
+    def _answer(self) -> Any:
+        """The next line, as JSON; None where the process has ended."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                return json.loads(line)
+            except ValueError:
+                continue  # something that a library prints
+        self._said.seek(0)
+        self.row = {"error": (self._said.read().strip().splitlines() or ["no message"])[-1]}
+        return None
+
+    def run(self) -> None:
+        if "error" in self.row:
+            return
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        if (seconds := self._answer()) is None:
+            return
+        self._times.append(seconds)
+        self.row["steps_per_s"] = ARGS.steps / min(self._times)
+        self.row["first_s"] = self.row["setup_s"] + self._times[0]
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()
+
+
+def compare(problem: str) -> dict[str, dict[str, Any]]:
+    """A row for each library, which run in turn, so that what slows the machine down for a while slows all of them."""
+    with ExitStack() as stack:
+        libraries: dict[str, Library] = {}
+        for name in ARGS.libraries:
+            cache = stack.enter_context(tempfile.TemporaryDirectory())
+            libraries[name] = Library(name, problem, cache)
+            stack.callback(libraries[name].end)
+            libraries[name].run()
+        for _ in range(ROUNDS - 1):
+            for library in libraries.values():
+                library.run()
+        return {name: library.row for name, library in libraries.items()}
 
 
 def table(problem: str, found: dict[str, dict[str, Any]]) -> str:
@@ -294,8 +343,8 @@ def arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     ARGS = arguments()
     if ARGS.row:
-        print(json.dumps(measure(*ARGS.row)))
+        serve(*ARGS.row)
     else:
         for name in ARGS.problems:
-            print(table(name, {library: in_a_process(library, name) for library in ARGS.libraries}), flush=True)
+            print(table(name, compare(name)), flush=True)
             print()

@@ -1,6 +1,6 @@
 """Fits UCI regression sets on their 20 standard splits by five methods, and stands beside published scores.
 
-    python benchmarks/uci.py run                                         # everything, one thread; five to six hours
+    python benchmarks/uci.py run                                         # everything, one thread; about five hours
     python benchmarks/uci.py run --sets concrete --methods svi --splits 0 1
     python benchmarks/uci.py table                                       # what benchmarks/results/uci.jsonl holds
 
@@ -119,7 +119,9 @@ def perform(wanted: list[tuple[str, str, int]], out: Path) -> int:
     """Fits each job that ``out`` has no scores of, by these candidates, and appends a row. Returns: 1 if one failed."""
     done = {uci_table.key(row) for row in uci_table.scored(read(out), CANDIDATES)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not (b"\n" + out.read_bytes()).endswith(b"\n"):  # a line that was cut short would spoil the next one
+    if out.exists() and not (b"\n" + out.read_bytes()).endswith(
+        b"\n"
+    ):  # a line that was cut short would spoil the next one
         with out.open("a") as file:
             file.write("\n")
     failed = False
