@@ -51,8 +51,8 @@ exact = model.exact(torch.tensor(hidden(x)), torch.tensor(y))
 mean, covariance = exact.mean.numpy(), exact.covariance.numpy()
 precision = np.linalg.inv(covariance)
 options = {
-    "mean-field": {"inference": "svi", "guide": "normal", "steps": 2000, "draws": 2000},
-    "full-rank": {"inference": "svi", "guide": "multivariate", "lr": 0.1, "steps": 3000, "draws": 2000},
+    "mean-field": {"inference": "svi", "guide": "normal", "steps": 1500, "draws": 2000},
+    "full-rank": {"inference": "svi", "guide": "multivariate", "lr": 0.1, "steps": 2500, "draws": 2000},
     "Laplace": {"inference": "laplace", "draws": 2000},
     "NUTS": {"inference": "nuts", "warmup": 100, "draws": 300, "dense_mass": True},
 }
