@@ -22,6 +22,7 @@ from torch import Tensor
 from bnn_pyro.batching import bytes_made
 from bnn_pyro.graphs import normal_priors, trace
 from bnn_pyro.inductor import inductor
+from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills
 from bnn_pyro.target import Target
 
@@ -34,6 +35,7 @@ BLOCK_BYTES = 4_000_000
 BLOCK_SPILL = 200_000_000  # bytes that a block of a sampler of many chains may come to
 FEW_CHAINS, MANY_CHAINS = 4, 64  # in a block
 WORK_PER_THREAD = 250_000  # dim * rows * chains of a block: another thread has to be worth waking up
+HELD_BYTES = 32 * 2**20 - 2**16  # the most whose release teaches glibc anything
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
 
 Call = Callable[..., tuple[Tensor, Tensor]]
@@ -131,13 +133,23 @@ def compile_gradient(
         return eager
     try:
         fast = replace(
-            program, call=_without_grad(inductor(spell_fills(graph), example)), backend="inductor", threads=1
+            program, call=_without_grad(inductor(rows_last(spell_fills(graph)), example)), backend="inductor", threads=1
         )
         fast = _checked(fast, program, points)
+        _hold_freed_memory()
     except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
         return replace(eager, reason=f"inductor failed: {sentence(error)}")
     threads = target.dim * target.n * size // WORK_PER_THREAD
     return replace(fast, threads=threads) if threads > 1 and _same_on_two_threads(fast, points) else fast
+
+
+def _hold_freed_memory() -> None:
+    """Has glibc keep up to 64 MB of what is freed, as it does where a large tensor has come and gone.
+
+    Until it has seen one, it hands a block's values back to the system after each gradient, and to have them zeroed and mapped
+    again, page by page, takes as long as the arithmetic. Other allocators don't mind.
+    """
+    torch.empty(HELD_BYTES, dtype=torch.uint8)
 
 
 def _same_on_two_threads(gradient: Gradient, points: Tensor) -> bool:

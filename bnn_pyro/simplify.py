@@ -28,8 +28,11 @@ _NEUTRAL = {_aten.pow.Tensor_Scalar: 1, _aten.mul.Tensor: 1, _aten.mul.Scalar: 1
 
 
 def simplify(graph: GraphModule) -> GraphModule:
-    """The same function with fewer nodes, of a graph that ``make_fx`` made; one that writes in place stays as it is."""
-    if any(n.op == "call_function" and n.target._schema.is_mutable for n in graph.graph.nodes if _is_operation(n)):
+    """The same function with fewer nodes, of a graph that ``make_fx`` made; one that has to write in place stays as it is."""
+    for node in graph.graph.nodes:
+        if writes(node) and (plain := _without_writing(node)):
+            node.target = plain
+    if any(writes(n) for n in graph.graph.nodes):
         return _drop(graph, [n for n in graph.graph.nodes if n.target is _aten.detach.default])
     _fold_constants(graph)
     _drop(graph, [n for n in graph.graph.nodes if _does_nothing(n)])
@@ -78,7 +81,7 @@ def spell_thin_products(graph: GraphModule) -> GraphModule:
     graph = GraphModule(graph, copy.deepcopy(graph.graph))
     for node in [n for n in graph.graph.nodes if n.target is _aten.mm.default]:
         a, b = node.args
-        columns = [getattr(_like(n), "shape", (0, 0))[1] for n in (a, b)]
+        columns = [getattr(tensor_like(n), "shape", (0, 0))[1] for n in (a, b)]
         if 1 not in columns:
             continue
         with graph.graph.inserting_before(node):
@@ -108,7 +111,7 @@ def write_back(graph: GraphModule, count: int) -> GraphModule:
     return graph
 
 
-def _like(node: Node) -> Any:
+def tensor_like(node: Node) -> Any:
     """A tensor of the shape, strides and dtype that a node's has, perhaps without values; None where that is not known."""
     if node.op == "get_attr":
         return getattr(node.graph.owning_module, str(node.target))
@@ -117,14 +120,36 @@ def _like(node: Node) -> Any:
 
 def _blank(node: Node) -> Any:
     """A real tensor like a node's, of any values."""
-    like = _like(node)
+    like = tensor_like(node)
     if not isinstance(like, Tensor):
         return like
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
 
 
-def _is_operation(node: Node) -> bool:
+def is_operation(node: Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+
+
+def writes(node: Node) -> bool:
+    """Whether it changes a tensor that it is given."""
+    operation: Any = node.target
+    return is_operation(node) and operation._schema.is_mutable
+
+
+def _without_writing(node: Node) -> Any:
+    """The operation that makes what ``node`` writes, where nobody else sees what is written on; else None.
+
+    torch's own functions write on what they have just made, as ``binary_cross_entropy_with_logits`` does for 1 - y.
+    """
+    name, overload = str(node.target).removeprefix("aten.").split(".")
+    plain = getattr(getattr(_aten, name.removesuffix("_"), None), overload, None)
+    on = node.args[0] if node.args else None
+    if plain is None or plain is node.target or not isinstance(on, Node) or len(on.users) > 1 or not is_operation(on):
+        return None
+    makes: Any = on.target
+    is_new = all(result.alias_info is None for result in makes._schema.returns)
+    dtypes = {getattr(tensor_like(n), "dtype", None) for n in (node, *node.all_input_nodes)}
+    return plain if is_new and len(dtypes) == 1 else None
 
 
 def _fold_constants(graph: GraphModule) -> None:
@@ -133,7 +158,7 @@ def _fold_constants(graph: GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             values[node] = getattr(graph, str(node.target))
-        elif _is_operation(node) and torch.Tag.nondeterministic_seeded not in node.target.tags:
+        elif is_operation(node) and torch.Tag.nondeterministic_seeded not in node.target.tags:
             fill = node.target in _FILLS
             if fill or all(i in values for i in node.all_input_nodes):
                 args, kwargs = (
@@ -156,9 +181,9 @@ def _fold_constants(graph: GraphModule) -> None:
 
 
 def _does_nothing(node: Node) -> bool:
-    if not _is_operation(node) or not node.args or not isinstance(node.args[0], Node):
+    if not is_operation(node) or not node.args or not isinstance(node.args[0], Node):
         return False
-    before, after = _like(node.args[0]), _like(node)
+    before, after = tensor_like(node.args[0]), tensor_like(node)
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return False
     same = (before.shape, before.dtype, before.stride(), before.device) == (
@@ -169,7 +194,7 @@ def _does_nothing(node: Node) -> bool:
         other = node.args[1]
         if not isinstance(other, Node):
             return bool(other == _NEUTRAL[node.target])
-        return other.op == "get_attr" and bool((_like(other) == _NEUTRAL[node.target]).all())
+        return other.op == "get_attr" and bool((tensor_like(other) == _NEUTRAL[node.target]).all())
     return node.target in _RESHAPES
 
 
@@ -188,7 +213,7 @@ def _share(graph: GraphModule) -> None:
     """Nodes of the same operation on the same arguments become one."""
     seen: dict[Any, Node] = {}
     for node in list(graph.graph.nodes):
-        if not _is_operation(node) or torch.Tag.nondeterministic_seeded in node.target.tags:
+        if not is_operation(node) or torch.Tag.nondeterministic_seeded in node.target.tags:
             continue
         key = (node.target, repr(node.args), repr(sorted(node.kwargs.items())))  # nodes are named once each
         if key in seen:

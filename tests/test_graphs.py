@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import problems
@@ -69,6 +70,33 @@ def test_a_graph_that_writes_in_place_is_left_alone():
 
     before, after = simplified(writes, torch.randn(3))
     assert before == after
+
+
+def test_what_is_written_on_a_new_tensor_that_nobody_else_sees_is_made_by_a_plain_operation():
+    y = torch.tensor([0.0, 1.0, 1.0])
+
+    def loss(z):  # torch writes on a new tensor for 1 - y
+        return torch.nn.functional.binary_cross_entropy_with_logits(z, y) + torch.ones_like(z).sum()
+
+    before, after = simplified(vmap(loss), torch.randn(2, 3))
+    assert aten.fill_.Scalar in before and aten.sub_.Tensor in before
+    assert not any(target._schema.is_mutable for target in after) and len(after) < len(before) - 4
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        lambda z: z.mul_(2) + 1,  # an argument
+        lambda z: torch.add((out := z.exp()).sum(), out.mul_(2)),  # seen by another operation
+        lambda z: (out := z.exp(), out[:1].mul_(2))[0] + 1,  # a view
+        lambda z: z.gt(0).mul_(z.gt(1)).float().add_(torch.ones(3, dtype=torch.float64)),  # of another type
+    ],
+)
+def test_what_is_written_where_it_is_seen_is_left_alone(writes):
+    graph = make_fx(writes)(torch.randn(3))
+    before = operations(graph)
+    after = operations(simplify(graph))
+    assert [t for t in after if t._schema.is_mutable] == [t for t in before if t._schema.is_mutable][-1:] != []
 
 
 def test_constants_of_one_number_are_spelt_out_and_no_others():
