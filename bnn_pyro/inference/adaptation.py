@@ -31,29 +31,30 @@ class DualAveraging:
 
     def restart(self, step_size: Tensor) -> None:
         """Forgets all but the step sizes, and is drawn towards ten times as much: a low step is found out slowly."""
-        self.log_step = step_size.log()
-        self._centre = self.log_step + math.log(10.0)
-        self._error, self._count = torch.zeros_like(self.log_step), torch.zeros_like(self.log_step)
-        self._log_average = self.log_step.clone()
+        log_step = step_size.log()
+        self._centre = log_step + math.log(10.0)
+        none = torch.zeros_like(log_step)
+        # side by side, so that those of a few chains are taken out and put back together: transition count, mean error,
+        # log step, its average
+        self._state = torch.stack([none, none, log_step, log_step])
 
     def update(self, rows: Tensor, acceptance_rate: Tensor) -> None:
         """Takes in a transition of chains ``rows`` (k,)."""
-        count = self._count[rows] + 1
-        weight = 1 / (count + T0)
-        error = (1 - weight) * self._error[rows] + weight * (self.target - acceptance_rate)
-        log_step = self._centre[rows] - count.sqrt() / GAMMA * error
-        decay = count**-KAPPA
-        self._log_average[rows] = decay * log_step + (1 - decay) * self._log_average[rows]
-        self._count[rows], self._error[rows], self.log_step[rows] = count, error, log_step
+        count, error, _, log_average = self._state.index_select(1, rows).unbind()
+        count = count + 1
+        error = error.lerp(self.target - acceptance_rate, 1 / (count + T0))
+        log_step = self._centre.index_select(0, rows) - count.sqrt() / GAMMA * error
+        log_average = log_average.lerp(log_step, count**-KAPPA)
+        self._state.index_copy_(1, rows, torch.stack([count, error, log_step, log_average]))
 
     @property
     def step_size(self) -> Tensor:
-        return self.log_step.exp()
+        return self._state[2].exp()
 
     @property
     def average(self) -> Tensor:
         """The step sizes to keep, (c,)."""
-        return self._log_average.exp()
+        return self._state[3].exp()
 
 
 class SharedStep:
