@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         Path(args.answer).write_text(json.dumps(measure(Job(**json.loads(args.job)))))
     else:
         jobs = list(run_jobs(args) if args.command == "run" else first_jobs(args, read(args.out)))
-        perform(jobs, args.out, args.limit)
+        perform(jobs, args.out, args.limit, args.near if args.command == "run" else 0.0)
     return 0
 
 
@@ -59,7 +59,10 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--leapfrogs", type=int, default=2000, help="that Pyro's NUTS is timed over")
         one.add_argument("--limit", type=float, default=3600.0, help="seconds that a process may take")
         one.add_argument("--out", type=Path, default=RESULTS, help="file to append to; what it has is not run again")
-    commands.choices["run"].add_argument("--kept", type=int, default=2048, help="draws over all chains together")
+    run = commands.choices["run"]
+    run.add_argument("--kept", type=int, default=2048, help="draws over all chains together")
+    run.add_argument("--near", type=float, default=0.5, metavar="SHARE",
+                     help="of a sampler's best chain count at the first seed; those below it have no other seeds")  # fmt: skip
     shown = commands.add_parser("table", help="prints what a file holds")
     shown.add_argument("file", type=Path, nargs="?", default=RESULTS)
     single = commands.add_parser("one", help="one measurement, in this process: what the others call")
@@ -90,9 +93,12 @@ def first_jobs(args: argparse.Namespace, rows: list[dict]) -> Iterator[Job]:
                     yield Job("first400", problem, name, chains, seed, args.warmup, FIRST, args.threads)
 
 
-def perform(jobs: list[Job], out: Path, limit: float) -> None:
-    """Runs each job that ``out`` has no figures of, in a process of its own, and appends what it answers."""
-    done = {tuple(row["key"]) for row in read(out) if "problem" in row and not (row.get("error") or row.get("missing"))}
+def perform(jobs: list[Job], out: Path, limit: float, near: float = 0.0) -> None:
+    """Runs each job that ``out`` has no figures of, in a process of its own, and appends what it answers.
+
+    Left out are chain counts that came to less than ``near`` of their sampler's best at the first seed.
+    """
+    done = {tuple(row["key"]) for row in read(out) if "problem" in row and is_final(row, limit)}
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and not out.read_bytes().endswith(b"\n"):  # a line that was cut short would spoil the next one
         with out.open("a") as file:
@@ -102,12 +108,27 @@ def perform(jobs: list[Job], out: Path, limit: float) -> None:
         if job.key in done:
             print(label, "is there")
             continue
+        if job.seed != jobs[0].seed and table.is_behind(
+            [r for r in read(out) if same_but_chains(r, job, jobs[0].seed)], job.chains, near
+        ):
+            print(label, "is left out: it was far behind at the first seed")
+            continue
         began = time.perf_counter()
         row = {**asdict(job), "key": job.key, **attempt(job, limit), "wall": time.perf_counter() - began}
         with out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         figures = f"R-hat {row['max_r_hat']:.3f}, min ESS {row['min_ess']:.0f}" if "min_ess" in row else ""
         print(label, f"{row['wall']:.0f} s", row.get("missing") or row.get("error") or figures, flush=True)
+
+
+def is_final(row: dict[str, Any], limit: float) -> bool:
+    """Whether another try would bring nothing new: there are figures, or it was given as long before."""
+    return not (row.get("error") or row.get("missing")) or row.get("limit", 0.0) >= limit
+
+
+def same_but_chains(row: dict[str, Any], job: Job, seed: int) -> bool:
+    """Whether a row is of the same measurement at ``seed``, with any number of chains."""
+    return tuple(row.get("key", ())) == replace(job, chains=row.get("chains"), seed=seed).key
 
 
 def attempt(job: Job, limit: float) -> dict[str, Any]:
@@ -121,7 +142,7 @@ def attempt(job: Job, limit: float) -> dict[str, Any]:
         try:
             done = subprocess.run(command, env=environment(job.threads, scratch), timeout=limit, capture_output=True)
         except subprocess.TimeoutExpired:
-            return {"error": f"took more than {limit:g} s"}
+            return {"error": f"took more than {limit:g} s", "limit": limit}
         if done.returncode or not answer.exists():
             lines = done.stderr.decode(errors="replace").strip().splitlines()
             return {"error": f"status {done.returncode}: {lines[-1] if lines else 'no output'}"}

@@ -106,18 +106,28 @@ def label(sampler: str) -> str:
 def choose(rows: list[Row], sampler: str, by: str = "min_ess_per_s", sign: int = 1) -> Row | None:
     """Medians over seeds at the chain count whose ``by`` is best: of those with R-hat below 1.01, else of all.
 
-    ``converged`` says which. None if the sampler has no figures.
+    Only those with the most seeds count. ``converged`` says whether R-hat is. None if the sampler has no figures.
     """
     groups: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         if row["sampler"] == sampler and "gradients" in row:
             groups[row["chains"]].append(row)
     medians = []
+    most = max(map(len, groups.values()), default=0)
     for chains, group in groups.items():
+        if len(group) < most:
+            continue
         values = {name: middle([row.get(name) for row in group]) for name in FIGURES}
         medians.append({**values, "chains": chains, "converged": values["max_r_hat"] < R_HAT})
     good = [m for m in medians if m["converged"]] or medians
     return max(good, key=lambda m: -math.inf if math.isnan(m[by]) else sign * m[by], default=None)
+
+
+def is_behind(rows: list[Row], chains: int, near: float) -> bool:
+    """Whether ``chains`` has less than ``near`` of the best minimum ESS a second, or no figures, among rows of one sampler."""
+    speeds = {row["chains"]: row["min_ess_per_s"] for row in rows if "min_ess_per_s" in row}
+    good = [row["min_ess_per_s"] for row in rows if row.get("max_r_hat", math.inf) < R_HAT] or list(speeds.values())
+    return bool(good) and speeds.get(chains, 0.0) < near * max(good)
 
 
 def best_chains(rows: list[Row], problem: str, sampler: str, threads: int) -> int | None:

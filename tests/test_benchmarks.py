@@ -176,6 +176,37 @@ def test_a_run_is_resumed_and_failures_are_tried_again(tmp_path, monkeypatch):
     assert [r.get("gradients") for r in mcmc.read(out)] == [1, None, 2]
 
 
+def test_chain_counts_far_behind_at_the_first_seed_have_no_others(tmp_path, monkeypatch):
+    out, tried = tmp_path / "mcmc.jsonl", []
+    speeds = {2: 4.0, 4: 10.0, 16: 6.0, 64: None}
+
+    def attempt(job, limit):
+        tried.append((job.seed, job.chains))
+        speed = speeds[job.chains]
+        return (
+            {"error": "took more than 9 s", "limit": limit}
+            if speed is None
+            else {"min_ess_per_s": speed, "max_r_hat": 1.0}
+        )
+
+    monkeypatch.setattr(mcmc, "attempt", attempt)
+    jobs = [Job("run", "linear", "ours_nuts", chains, seed, 10, 20, 1) for seed in (0, 1) for chains in speeds]
+    mcmc.perform(jobs, out, 9.0, near=0.5)
+    assert tried == [(0, 2), (0, 4), (0, 16), (0, 64), (1, 4), (1, 16)]
+    mcmc.perform(jobs[:4], out, 9.0)  # what took too long is not tried again
+    assert len(tried) == 6
+    mcmc.perform(jobs[:4], out, 10.0)
+    assert tried[6:] == [(0, 64)]
+
+    slow = row("ours_nuts", 2, 5.0)
+    assert not table.is_behind([slow, row("ours_nuts", 4, 20.0, r_hat=1.5)], 2, 0.5)  # the faster one did not converge
+
+
+def test_counts_with_fewer_seeds_are_not_chosen():
+    rows = [row("ours_nuts", 4, speed, seed=i) for i, speed in enumerate((10.0, 11.0, 12.0))]
+    assert table.choose([*rows, row("ours_nuts", 16, 90.0)], "ours_nuts")["chains"] == 4
+
+
 def test_a_peer_that_is_missing_is_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(mcmc.util, "find_spec", lambda name: None)
     out = tmp_path / "mcmc.jsonl"
