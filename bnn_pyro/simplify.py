@@ -89,8 +89,11 @@ def spell_thin_products(graph: GraphModule) -> GraphModule:
                 new = graph.graph.call_function(_aten.mul.Tensor, (a, b))
             else:
                 row = graph.graph.call_function(_aten.t.default, (b,))
+                row.meta["val"] = tensor_like(b).t()
                 terms = graph.graph.call_function(_aten.mul.Tensor, (a, row))
+                terms.meta["val"] = tensor_like(a)  # of that shape
                 new = graph.graph.call_function(_aten.sum.dim_IntList, (terms, [1], True))
+            new.meta["val"] = tensor_like(node)
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
     graph.recompile()

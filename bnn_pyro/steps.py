@@ -20,6 +20,7 @@ from bnn_pyro.aside import Aside, saved_aside
 from bnn_pyro.compiled import COMPILE_FROM, relative_difference, sentence
 from bnn_pyro.graphs import trace_function
 from bnn_pyro.inductor import inductor
+from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills, spell_thin_products, write_back
 
 BETAS = (0.9, 0.999)
@@ -172,11 +173,12 @@ def compile_step(
     whole = (*state.parts, noise, noise.new_full((), CHECKED_SIZE), *rows)
     block = block if block and backend == "inductor" else len(noise)
     example = whole if block == len(noise) else _members(whole, 0, block)
-    graph = write_back(trace_function(function, example, block), len(state.parts))
-    eager, reason = Step(_in_blocks(_without_grad(graph), block), "eager"), ""
+    graph = trace_function(function, example, block)
+    eager, reason = Step(_in_blocks(_without_grad(write_back(graph, len(state.parts))), block), "eager"), ""
     if backend != "eager":
         try:
-            code = _without_grad(inductor(spell_thin_products(spell_fills(graph)), example))
+            graph = rows_last(spell_thin_products(spell_fills(graph)))
+            code = _without_grad(inductor(write_back(graph, len(state.parts)), example))
             fast = Step(_in_blocks(code, block), "inductor")
             check_step(fast, expected, state, noise, *rows)
             return fast

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from bnn_pyro.rows_last import rows_last
-from bnn_pyro.simplify import simplify, tensor_like
+from bnn_pyro.simplify import simplify, spell_thin_products, tensor_like
 
 aten = torch.ops.aten
 CHAINS, ROWS, COLUMNS, UNITS, CLASSES = 3, 20, 4, 5, 2
@@ -70,6 +70,8 @@ USES = {
     "every axis by name": lambda h: h.exp().sum((0, 1, 2)),
     "a lone axis": lambda h: (h.sum(2, keepdim=True).exp().squeeze(2), h.sum(1, keepdim=True).exp().squeeze(-2)),
     "other operations": lambda h: (h.cumsum(1), h.exp().softmax(2), h.exp().flatten(1), h.exp().view(-1), h.exp()[:, 3]),
+    "sums that leave rows": lambda h: (h.sum(0).tanh().sum(0), h.mean(0).tanh(), h.sum(0).tanh().sum(1)),
+    "axes that are no lone ones": lambda h: h.exp().squeeze((0, 2)) + h.sum(0, keepdim=True).exp().squeeze(0),
     "a fourth axis": lambda h: h.exp()[:, None] * torch.ones(2, 1, 1),
     "another type": lambda h: h.exp().float().double(),
 }  # fmt: skip
@@ -80,6 +82,19 @@ def test_whatever_is_done_with_a_turned_product_is_the_same(use):
     graph = turned(lambda w: USES[use](torch.bmm(x.expand(CHAINS, -1, -1), w)), w)
     (product,) = (n for n in nodes(graph, aten.bmm.default) if ROWS in tensor_like(n).shape)
     assert tensor_like(product).shape == (CHAINS, UNITS, ROWS)
+
+
+def test_a_thin_product_that_was_spelt_out_is_turned_with_the_rest():
+    y, last = torch.randn(ROWS), torch.randn(UNITS, 1)
+
+    def loss(w):  # the mean over chains of a layer, then a lone product with one column
+        return ((torch.bmm(x.expand(CHAINS, -1, -1), w).sum(0).tanh() @ last).squeeze(-1) - y).square().sum()
+
+    graph = rows_last(spell_thin_products(simplify(make_fx(grad_and_value(loss))(w))))
+    for got, wanted in zip(tree_leaves(graph(w)), tree_leaves(grad_and_value(loss)(w)), strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-12)
+    assert [tensor_like(n).shape for n in nodes(graph, aten.tanh_backward.default)] == [(UNITS, ROWS)]
+    assert not nodes(graph, aten.mm.default)
 
 
 def test_numbers_pass_without_a_transposition_on_the_way():
@@ -99,6 +114,7 @@ def test_what_has_no_long_rows_or_must_lie_as_it_does_is_left_alone():
     assert left_alone(torch.bmm, a.mT.contiguous(), torch.randn(CHAINS, ROWS, UNITS))  # sums over rows
     assert left_alone(torch.bmm, w, torch.randn(CHAINS, UNITS, ROWS))  # rows are last already
     assert left_alone(lambda a: torch.bmm(a, a), torch.randn(CHAINS, UNITS, UNITS))
+    assert left_alone(torch.mm, x, w[0])
     assert not left_alone(torch.bmm, a, w)
     assert left_alone(lambda a, w: torch.bmm(a, w).as_strided((2,), (1,)), a, w)
 
