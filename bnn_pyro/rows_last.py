@@ -109,9 +109,8 @@ class _Turning:
 
 def _goes_number_by_number(node: Node) -> bool:
     operation: Any = node.target
-    tags = operation.tags
-    ours = torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
-    return ours and tensor_like(node).ndim >= 2 and not any(isinstance(v, Node) for v in node.kwargs.values())
+    by_number = torch.Tag.pointwise in operation.tags  # which no random operation is
+    return by_number and tensor_like(node).ndim >= 2 and not any(isinstance(v, Node) for v in node.kwargs.values())
 
 
 def _last_two(axes: Any, shape: torch.Size) -> set[int]:
