@@ -88,7 +88,7 @@ methods = {
     "Laplace": {"inference": "laplace", "draws": 300, "backend": "eager"},
     "mean-field SVI": {"inference": "svi", "steps": 3000, "draws": 300, "backend": "eager"},
     "ensemble, anchored": {"inference": "ensemble", "members": 10, "steps": 1000, "anchored": True, "backend": "eager"},
-    "ensemble": {"inference": "ensemble", "members": 10, "steps": 1000, "backend": "eager"},
+    "ensemble": {"inference": "ensemble", "members": 40, "steps": 1000, "backend": "eager"},
     "MAP": {"inference": "map", "steps": 1000, "backend": "eager"},
 }
 wide = np.linspace(-4, 4, 161)[:, None]
