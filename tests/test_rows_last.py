@@ -105,6 +105,11 @@ def test_numbers_pass_without_a_transposition_on_the_way():
     assert all(tensor_like(n).shape[1] in (1, UNITS) for n in mine) and len(mine) == 1  # the bias
 
 
+def test_what_is_not_on_a_cpu_is_left_alone():
+    graph = make_fx(torch.bmm)(torch.empty(CHAINS, ROWS, COLUMNS, device="meta"), w.to("meta"))
+    assert rows_last(graph) is graph
+
+
 def test_what_has_no_long_rows_or_must_lie_as_it_does_is_left_alone():
     def left_alone(function, *example):
         graph = simplify(make_fx(function)(*example))
