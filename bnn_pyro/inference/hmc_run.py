@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.adaptation import Moments, SharedStep, first_settings, stretch, windows
+from bnn_pyro.inference.adaptation import Moments, first_settings, stretch, windows
 from bnn_pyro.inference.hmc import HMC, ChEES
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, Metric, dot, leapfrog, log_acceptance
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
+from bnn_pyro.inference.step_sizes import SharedStep
 from bnn_pyro.noise import Noise
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.adaptation import DualAveraging, Moments, Schedule, first_settings, stretch, windows
+from bnn_pyro.inference.adaptation import Moments, Schedule, first_settings, stretch, windows
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.metric import GradientCall
 from bnn_pyro.inference.native_trees import make_trees
 from bnn_pyro.inference.nuts import NUTS
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
+from bnn_pyro.inference.step_sizes import DualAveraging
 from bnn_pyro.inference.trees import Trees
 from bnn_pyro.noise import Noise
 
