@@ -227,10 +227,10 @@ def predict(run: str, as_json: bool, **asked: Any) -> None:
     Columns are found by name; others in the file are ignored. If the target is
     among them, scores are printed.
     """
-    from bnn_pyro import predicting, tables
+    from bnn_pyro import predicted_page, predicting, tables
 
     made = predicting.carry_out(run, **asked)
-    click.echo(tables.as_json(predicting.as_rows(made)) if as_json else visible(predicting.page(made)))
+    click.echo(tables.as_json(predicted_page.as_rows(made)) if as_json else visible(predicted_page.page(made)))
 
 
 @main.command()

@@ -22,7 +22,7 @@ from torch.distributions import constraints
 
 from bnn_pyro.data import Inputs
 from bnn_pyro.errors import ModelError
-from bnn_pyro.structure import draw_from_prior
+from bnn_pyro.sites import draw_from_prior
 from bnn_pyro.target import Program, Target, is_factor
 
 MEAN_FIELD_GUIDES = (autoguide.AutoDiagonalNormal, autoguide.AutoNormal)

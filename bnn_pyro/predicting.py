@@ -1,10 +1,8 @@
-"""``bnn-pyro predict``: a run directory and a file of new rows in, a line for each row out."""
+"""``bnn-pyro predict``: a run directory and a file of new rows in, a line for each row out; ``predicted_page`` prints them."""
 
 from __future__ import annotations
 
 import difflib
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +16,8 @@ from bnn_pyro import labels
 from bnn_pyro.errors import DataError, OptionError, RunError, place, printable, unknown
 from bnn_pyro.files import read_toml
 from bnn_pyro.frames import Encoding
+from bnn_pyro.out_files import new_file, write_csv
 from bnn_pyro.runner import Finished, held_out, read
-from bnn_pyro.tables import WIDTH, aligned, number, score_lines, title, wrapped
-
-SHOWN = 10  # rows in the table that is printed
-LONGEST = 16  # characters of a label in that table
 
 
 @dataclass(frozen=True)
@@ -157,106 +152,6 @@ def as_frame(prediction: Any, interval: float = 0.9) -> pd.DataFrame:
     return pd.DataFrame(dict(zip(names, [np.arange(len(values[0])), *values], strict=True)))
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """The table under a temporary name, then renamed: there whole or not at all. Raises: RunError."""
-    try:
-        handle, made = tempfile.mkstemp(prefix=f".{path.name[:50]}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-                table.to_csv(stream, index=False, float_format="%.9g")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(made, path)
-        finally:
-            if os.path.exists(made):
-                os.unlink(made)
-    except OSError as error:
-        raise RunError(f"--out {path}: expected to write the predictions, got: {error.strerror or error}.") from error
-
-
-def page(made: Predicted) -> str:
-    """What ``bnn-pyro predict`` prints."""
-    content, table = made.run.content, made.table
-    head = f"{len(table)} rows of {made.data} by {content['model']['name']}, {content['inference']['name']}"
-    first = table.head(SHOWN)
-    cells = {
-        c: [_short(c), *(_cell(0.0 if c == "epistemic" and value < 1e-12 else value) for value in first[c])]
-        for c in table.columns
-    }
-    widths = {c: max(map(len, cells[c])) + 2 for c in cells}
-    hidden: list[str] = []  # probabilities of the last classes, until the others fit into a line
-    for c in reversed([c for c in cells if c.startswith("p(")]):
-        if 2 + sum(widths[k] for k in cells if k not in hidden) > WIDTH:
-            hidden.append(c)
-    shown = [c for c in cells if c not in hidden]
-    rows = list(zip(*(cells[c] for c in shown)))
-    parts = [f"{title(head)}\n{aligned(rows, [widths['row'] + 2, *(widths[c] for c in shown[1:])])}"]
-    notes = []
-    if len(table) > SHOWN:
-        notes.append(f"and {len(table) - SHOWN} more row{'s' if len(table) > SHOWN + 1 else ''}")
-    if hidden:
-        notes.append(
-            f"probabilities of {len(hidden)} classes are not shown" if len(hidden) > 1 else "one class is not shown"
-        )
-    if notes:
-        parts[0] += f"\n  ... {'; '.join(notes)}."
-    unit = content["data"]["target"] or "y"
-    if "label" in table:
-        parts.append(wrapped(f"label is the most probable {unit}; entropy = epistemic + aleatoric, in nats.", "  "))
-    else:
-        parts.append(
-            wrapped(
-                f"In units of {unit}. sd**2 = epistemic_sd**2 + aleatoric_sd**2; the interval holds the noise.", "  "
-            )
-        )
-    if made.ignored:
-        parts.append(wrapped(f"ignored: {', '.join(made.ignored)}, which the run was not fitted to.", "  "))
-    if made.outside:
-        parts.append(wrapped(made.outside, "  note: "))
-    if made.scores and made.seen:
-        note = f"{made.seen} of these rows are training rows, on which scores flatter."
-        parts.append(wrapped(note, "  warning: "))
-    if made.scores:
-        some = f" in {made.scored} of {len(table)} rows" if made.scored < len(table) else ""
-        parts.append(f"{title(f'Scores: the file holds {unit}{some}')}\n{score_lines(made.scores)}")
-    if made.run.content["verdict"]["verdict"] == "not converged":
-        parts.append(
-            wrapped(
-                "the run has not converged, so these are not to be relied on: bnn-pyro summary says why.", "  warning: "
-            )
-        )
-    parts.append(f"  written to {made.out}" if made.out else "  --out FILE.csv writes all rows; --json prints them.")
-    return "\n\n".join(parts)
-
-
-def as_rows(made: Predicted) -> dict[str, Any]:
-    """All rows and scores, for ``--json``."""
-    return {
-        "run": str(made.run.path),
-        "verdict": made.run.content["verdict"]["verdict"],
-        "data": made.data,
-        "scores": made.scores,
-        "scored_rows": made.scored,
-        "training_rows": made.seen,
-        "ignored": made.ignored,
-        "outside": made.outside,
-        "rows": [
-            {k: None if pd.isna(v) else v.item() if hasattr(v, "item") else v for k, v in row.items()}
-            for row in made.table.to_dict("records")
-        ],
-    }
-
-
-def _cell(value: Any) -> str:
-    if pd.isna(value):
-        return "-"
-    return number(float(value)) if isinstance(value, float | np.floating) else _short(str(value))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-
-
 def _unknown(encoding: Encoding | None, x: pd.DataFrame) -> np.ndarray:
     """bool (n,): rows in which a text column has a value that the training rows lack."""
     out = np.zeros(len(x), dtype=bool)
@@ -353,19 +248,3 @@ def _rows(fitted: _Fitted, data: str, table: pd.DataFrame) -> tuple[Any, Any]:
             "Mend it, or leave the column out."
         )
     return table[names], y
-
-
-def new_file(out: str, overwrite: bool) -> Path:
-    """The path that ``--out`` names, if a file may be written there. Raises: RunError, before any work."""
-    path = Path(out)
-    if not out or any(not c.isprintable() for c in out):
-        raise RunError(f"--out: expected the path of a file, got {printable(out)}.")
-    if path.is_dir():
-        raise RunError(f"--out {path}: expected a file, got a directory. Name a file in it.")
-    if path.exists() and not overwrite:
-        raise RunError(
-            f"--out {path}: expected a new file, got one that exists. Choose another name, or add --overwrite."
-        )
-    if not path.parent.is_dir():
-        raise RunError(f"--out {path}: expected a folder to write to, got none called {path.parent}. Make it first.")
-    return path

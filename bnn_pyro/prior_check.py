@@ -17,7 +17,7 @@ from bnn_pyro.errors import OptionError, unknown
 from bnn_pyro.inference import Prior
 from bnn_pyro.isolation import check_seed
 from bnn_pyro.options import parse_sets
-from bnn_pyro.predicting import new_file
+from bnn_pyro.out_files import new_file
 from bnn_pyro.registry import get_model, model_class
 from bnn_pyro.sources import check_rows, open_data
 from bnn_pyro.tables import number, title, wrapped

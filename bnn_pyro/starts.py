@@ -12,7 +12,7 @@ from bnn_pyro.compiled import Gradient, compile_gradient, threads_for
 from bnn_pyro.errors import DataError, ModelError
 from bnn_pyro.guides import init_to_prior
 from bnn_pyro.isolation import derive_seed, isolated, reseed
-from bnn_pyro.structure import draw_from_prior
+from bnn_pyro.sites import draw_from_prior
 from bnn_pyro.target import Run, Target
 
 TRIES = 100

@@ -444,7 +444,7 @@ def test_a_bar_is_shown_only_when_asked_for(numbers, monkeypatch):
         shown.append(progress)
         return bnn.fit(*args, progress=False, **settings)
 
-    monkeypatch.setattr("bnn_pyro.estimators.fit", spy)
+    monkeypatch.setattr("bnn_pyro.estimator_core.fit", spy)
     linear(options={"steps": 3}).fit(*numbers)
     linear(options={"steps": 3, "progress": True}).fit(*numbers)
     assert shown == [False, True]

@@ -11,7 +11,7 @@ from test_cli import call, complaint, modules_after
 from test_own_table import table
 
 import bnn_pyro as bnn
-from bnn_pyro import predicting
+from bnn_pyro import out_files, predicted_page, predicting
 from bnn_pyro.frames import learn_encoding
 from bnn_pyro.own_table import load_table
 
@@ -135,7 +135,7 @@ def test_the_page_fits_into_80_columns(home, name, monkeypatch):
     assert max(map(len, page.splitlines())) <= 80
     assert page.startswith("15 rows of ") and "... and 5 more rows" in page and "--out FILE.csv" in page
     table = [line for line in page.splitlines() if line.lstrip()[:1].isdigit()][1:]
-    assert len(table) == predicting.SHOWN
+    assert len(table) == predicted_page.SHOWN
     if name == "many":
         assert "classes are not shown" in page
 
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_nothing(home, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predicting.os, "fsync", full)
+    monkeypatch.setattr(out_files.os, "fsync", full)
     result = call("predict", home / "reg", "--data", home / "new.csv", "--out", tmp_path / "pred.csv")
     assert "No space left on device" in complaint(result, 74) and list(tmp_path.iterdir()) == []
 
@@ -248,7 +248,7 @@ def test_columns_are_kept_ignored_and_suggested(home, tmp_path):
     new.to_csv(tmp_path / "kept.csv", index=False)
     made = predicting.carry_out(str(home / "reg"), str(tmp_path / "kept.csv"), keep=("id",))
     assert list(made.table.columns[:3]) == ["row", "id", "mean"] and list(made.table["id"]) == list("wxyz")
-    assert made.ignored == ["garage"] and "ignored: garage" in predicting.page(made)
+    assert made.ignored == ["garage"] and "ignored: garage" in predicted_page.page(made)
     with pytest.raises(bnn.UnknownNameError, match=r"did you mean 'id'"):
         predicting.carry_out(str(home / "reg"), str(tmp_path / "kept.csv"), keep=("idd",))
     new.rename(columns={"age": "AGE"}).to_csv(tmp_path / "case.csv", index=False)
@@ -290,7 +290,7 @@ def test_names_are_refused_before_torch_is_waited_for(home, tmp_path):
 def test_scores_on_training_rows_are_flagged(home):
     made = predicting.carry_out(str(home / "reg"), str(home / "all.csv"))
     rows = made.run.content["data"]["rows"]
-    assert made.seen == rows == 80 and f"warning: {rows} of these rows are training rows" in predicting.page(made)
+    assert made.seen == rows == 80 and f"warning: {rows} of these rows are training rows" in predicted_page.page(made)
 
 
 def test_inputs_that_the_training_rows_do_not_reach_are_named(home, tmp_path):
@@ -300,7 +300,7 @@ def test_inputs_that_the_training_rows_do_not_reach_are_named(home, tmp_path):
     new.to_csv(tmp_path / "far.csv", index=False)
     made = predicting.carry_out(str(home / "reg"), str(tmp_path / "far.csv"))
     expected = f"age 5000 at row 3 (line 5 of the file) ({inside.min():g} to {inside.max():g} there), and 1 more row."
-    assert expected in made.outside and expected in " ".join(predicting.page(made).split())
+    assert expected in made.outside and expected in " ".join(predicted_page.page(made).split())
     new.head(2).to_csv(tmp_path / "near.csv", index=False)
     assert predicting.carry_out(str(home / "reg"), str(tmp_path / "near.csv")).outside == ""
 
@@ -407,11 +407,11 @@ def test_training_rows_are_equal_in_every_input_and_flagged_only_beside_scores(h
     training = np.array([[1.0, 2.0], [3.0, 4.0]])
     assert predicting._seen(training, np.array([[1.0, 2.0], [1.0, 4.0], [3.0, 4.0], [3.0, 4.0]])) == 3
     unscored = predicting.carry_out(str(home / "reg"), str(home / "new.csv"))
-    assert unscored.seen > 0 and not unscored.scores and "training rows" not in predicting.page(unscored)
+    assert unscored.seen > 0 and not unscored.scores and "training rows" not in predicted_page.page(unscored)
     whole = pd.read_csv(home / "all.csv")
     whole.assign(age=whole["age"] + 1e-6).to_csv(tmp_path / "moved.csv", index=False)
     moved = predicting.carry_out(str(home / "reg"), str(tmp_path / "moved.csv"))
-    assert moved.seen == 0 and moved.scores and "of these rows are training" not in predicting.page(moved)
+    assert moved.seen == 0 and moved.scores and "of these rows are training" not in predicted_page.page(moved)
 
 
 def test_a_column_that_was_left_out_is_not_asked_for(home, tmp_path):
