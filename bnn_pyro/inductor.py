@@ -28,7 +28,7 @@ def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
     arguments = (*example, *tensors)
     from torch._inductor import config
 
-    with torch.no_grad(), config.patch(SETTINGS):
+    with torch.no_grad(), config.patch({**SETTINGS, "cpp.vec_isa_ok": trusts_compiler(config)}):
         try:
             from torch._guards import TracingContext, tracing
             from torch._inductor.compile_fx import compile_fx_inner
@@ -41,6 +41,15 @@ def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
         with tracing(TracingContext(fake[0].fake_mode)):
             code: Any = compile_fx_inner(traced, fake)
     return lambda *args: code([*args, *tensors])  # which empties the list, to free what is no longer needed
+
+
+def trusts_compiler(config: Any) -> bool:
+    """Whether the compiler is taken to know the processor's vector instructions: yes, but a setting of the user's own stands.
+
+    Where it is not, torch builds and loads a program for each set of instructions first, once a process, which takes as long
+    as compiling a small graph. A compiler too old for them fails on the graph, and ``compile_gradient`` says so.
+    """
+    return True if config.cpp.vec_isa_ok is None else bool(config.cpp.vec_isa_ok)
 
 
 def lift_tensors(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:

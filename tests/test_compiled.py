@@ -1,5 +1,7 @@
 """The traced and the compiled graph give the program's gradient, or are not used and say why."""
 
+from types import SimpleNamespace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +11,7 @@ from torch.func import grad_and_value
 import problems
 from bnn_pyro import compiled
 from bnn_pyro.compiled import compile_gradient
+from bnn_pyro.inductor import trusts_compiler
 from bnn_pyro.isolation import isolated
 from bnn_pyro.zoo.mlp_gaussian import MLPGaussian
 from problems import PROBLEMS
@@ -194,3 +197,23 @@ def test_a_check_that_finds_nan_on_one_side_only_fails():
     assert difference((one, one[0]), (nan, one[0])) == float("inf")
     assert difference((one * torch.inf, one[0]), (one, one[0])) == float("inf")
     assert difference((one * 1.5, one[0]), (one, one[0])) == pytest.approx(0.5)
+
+
+def test_vector_instructions_are_not_tried_out(monkeypatch):
+    """Torch reads the setting while it compiles; it is afterwards what it was."""
+    from torch._inductor import compile_fx, config
+
+    seen = []
+    compile_inner = compile_fx.compile_fx_inner
+    monkeypatch.setattr(
+        compile_fx, "compile_fx_inner", lambda *args: seen.append(config.cpp.vec_isa_ok) or compile_inner(*args)
+    )
+    target = PROBLEMS["linear"]().target()
+    before = config.cpp.vec_isa_ok
+    assert compile_gradient(target, problems.points(target, 3), "inductor").backend == "inductor"
+    assert config.cpp.vec_isa_ok is before and seen == [True]
+
+
+@pytest.mark.parametrize("own", [None, True, False])
+def test_a_users_own_word_on_vector_instructions_stands(own):
+    assert trusts_compiler(SimpleNamespace(cpp=SimpleNamespace(vec_isa_ok=own))) is (own is not False)
