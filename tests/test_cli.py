@@ -478,7 +478,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, usual_interrupts):
         "fit",
         "linear",
         "--set",
-        "draws=100000",
+        "warmup=10000000",  # not over when the signal comes, however fast the machine: no draw is kept yet
         "--out",
         str(tmp_path / "run"),
     ]
