@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bnn_pyro.batching import bytes_made
 from bnn_pyro.graphs import normal_priors, trace
-from bnn_pyro.inductor import inductor
+from bnn_pyro.inductor import inductor, try_compiler
 from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills
 from bnn_pyro.target import Target
@@ -117,12 +117,14 @@ def compile_gradient(
         chains: The sampler's usual number, never this run's: see ``block_for``.
     """
     points = points.to(target.dtype)
+    if backend == "auto":
+        backend = "inductor" if target.dim * target.n >= COMPILE_FROM else "eager"
+    if backend == "inductor" and target.device.type == "cpu":
+        try_compiler()
     size = block or block_for(target, points[0], chains)
     program = Gradient(_one_by_one(target), "pyro", size, target.dtype, y=y, threads=threads_for(target))
     if backend == "pyro":
         return program
-    if backend == "auto":
-        backend = "inductor" if target.dim * target.n >= COMPILE_FROM else "eager"
     example = (_padded(points[:1], size),) if y is None else (_padded(points[:1], size), _padded(y[:1], size))
     try:
         graph = trace(target, normal_priors(target), *example)

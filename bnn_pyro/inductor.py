@@ -7,8 +7,11 @@ become arguments, so that the code of one program and shape is found again on di
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -22,13 +25,38 @@ from torch.fx.experimental.proxy_tensor import make_fx
 SETTINGS = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2, "size_asserts": False}
 
 
+_trials: list[threading.Thread] = []  # that run
+
+
+def try_compiler() -> None:
+    """Has torch try out the C++ compiler in a thread, so that it is done by the time a program has been traced.
+
+    Torch builds and loads a small program for some of the processor's instructions, once a process, and waits for each. All
+    modules are imported here, as two threads that import the same ones can get them half made. ``inductor`` waits for the
+    thread, and meets whatever error there was.
+    """
+    try:
+        from torch._inductor import codecache, config, cpp_builder, cpu_vec_isa  # noqa: F401
+        from torch.utils import _filelock  # noqa: F401
+    except ImportError:  # another torch has moved them
+        return
+
+    def find_instructions() -> None:
+        with contextlib.suppress(Exception), config.patch({"cpp.vec_isa_ok": trusts_compiler(config)}):
+            cpu_vec_isa.pick_vec_isa()
+
+    # the user's settings of torch belong to a context
+    _trials.append(threading.Thread(target=copy_context().run, args=(find_instructions,)))
+    _trials[-1].start()
+
+
 def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
     """Compiled code of ``graph`` for arguments of the shapes, strides and dtypes of ``example``; no gradients through it."""
     lifted, tensors = lift_tensors(graph)
     arguments = (*example, *tensors)
     from torch._inductor import config
 
-    with torch.no_grad(), config.patch({**SETTINGS, "cpp.vec_isa_ok": trusts_compiler(config)}):
+    with torch.no_grad():
         try:
             from torch._guards import TracingContext, tracing
             from torch._inductor.compile_fx import compile_fx_inner
@@ -38,7 +66,10 @@ def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
             return lambda *args: slow(*args, *tensors)
         traced = make_fx(lifted, decomposition_table=select_decomp_table(), tracing_mode="fake")(*arguments)
         fake = [n.meta["val"] for n in traced.graph.nodes if n.op == "placeholder"]
-        with tracing(TracingContext(fake[0].fake_mode)):
+        while _trials:
+            _trials.pop().join()
+        settings = {**SETTINGS, "cpp.vec_isa_ok": trusts_compiler(config)}
+        with config.patch(settings), tracing(TracingContext(fake[0].fake_mode)):
             code: Any = compile_fx_inner(traced, fake)
     return lambda *args: code([*args, *tensors])  # which empties the list, to free what is no longer needed
 

@@ -1,7 +1,7 @@
 """Builds a C++ file of this package with the machine's own compiler, once for each machine, and loads it.
 
 Libraries stand in the user's cache folder, named by a hash of all that they depend on. Where none can be built, callers
-do without, and ``reason`` says why.
+do without, and ``reason`` says why. ``begin`` builds while other work goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 # no -ffast-math, and products and sums are not fused: results must not depend on how a compiler splits a loop
@@ -22,15 +23,23 @@ COMPILERS = ("c++", "g++", "clang++")
 PATIENCE = 120.0  # seconds that a compiler may take
 
 _loaded: dict[Path, tuple[ctypes.CDLL | None, str]] = {}
+_one_at_a_time = threading.Lock()
+
+
+def begin(source: Path) -> None:
+    """Starts ``load(source)`` in a thread; whoever calls ``load`` before it has ended waits for it."""
+    threading.Thread(target=load, args=(source,)).start()
 
 
 def load(source: Path) -> ctypes.CDLL | None:
     """The library of a C++ file, built if need be; None where that fails, and then ``reason(source)`` says why."""
-    if source not in _loaded:
-        try:
-            _loaded[source] = _cached(source), ""
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            _loaded[source] = None, f"{source.name} cannot be built: {error}"
+    if source not in _loaded:  # a look that costs nothing: noise asks at each of a sampler's steps
+        with _one_at_a_time:
+            if source not in _loaded:
+                try:
+                    _loaded[source] = _cached(source), ""
+                except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                    _loaded[source] = None, f"{source.name} cannot be built: {error}"
     return _loaded[source][0]
 
 

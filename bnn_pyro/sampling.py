@@ -14,7 +14,7 @@ from bnn_pyro.errors import warn
 from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES
 from bnn_pyro.inference.hmc_run import run_hmc
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
-from bnn_pyro.inference.native_trees import tree_kind
+from bnn_pyro.inference.native_trees import begin_trees, tree_kind
 from bnn_pyro.inference.nuts_run import run_nuts
 from bnn_pyro.interrupts import watch_interrupts
 from bnn_pyro.isolation import derive_seed, isolated
@@ -33,12 +33,14 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
     began = time.perf_counter()
     with tqdm(total=method.chains * method.transitions, disable=None if progress else True, unit="it") as bar:
         bar.set_description("compiling")
+        if isinstance(method, NUTS):
+            begin_trees(target.device, target.dtype)
         with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
             points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
             gradient = compile_gradient(target, points, backend, chains=type(method).chains)
         info: dict[str, Any] = {"backend": gradient.backend, "backend_reason": gradient.reason}
         if isinstance(method, NUTS):
-            info["trees"], info["trees_reason"] = tree_kind(target.device, target.dtype)  # built now, if need be
+            info["trees"], info["trees_reason"] = tree_kind(target.device, target.dtype)
         if gradient.reason:
             warn(
                 f"{target.name}: {gradient.reason}. Gradients come from backend {gradient.backend!r}, which is slower."

@@ -19,7 +19,7 @@ from torch.func import grad_and_value, vmap
 from bnn_pyro.aside import Aside, saved_aside
 from bnn_pyro.compiled import COMPILE_FROM, relative_difference, sentence
 from bnn_pyro.graphs import trace_function
-from bnn_pyro.inductor import inductor
+from bnn_pyro.inductor import inductor, try_compiler
 from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills, spell_thin_products, write_back
 
@@ -170,6 +170,8 @@ def compile_step(
     """
     if backend == "auto":
         backend = "inductor" if work >= COMPILE_FROM else "eager"
+    if backend == "inductor" and noise.device.type == "cpu":
+        try_compiler()
     whole = (*state.parts, noise, noise.new_full((), CHECKED_SIZE), *rows)
     block = block if block and backend == "inductor" else len(noise)
     example = whole if block == len(noise) else _members(whole, 0, block)

@@ -1,5 +1,7 @@
 """The traced and the compiled graph give the program's gradient, or are not used and say why."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pyro
@@ -212,6 +214,31 @@ def test_vector_instructions_are_not_tried_out(monkeypatch):
     before = config.cpp.vec_isa_ok
     assert compile_gradient(target, problems.points(target, 3), "inductor").backend == "inductor"
     assert config.cpp.vec_isa_ok is before and seen == [True]
+
+
+def test_torch_tries_the_compiler_in_a_thread_that_is_waited_for(monkeypatch, capfd):
+    from torch._inductor import compile_fx, config, cpu_vec_isa
+
+    seen = []
+
+    def slow(*args):
+        time.sleep(0.5)
+        seen.append(
+            (threading.current_thread() is threading.main_thread(), config.cpp.vec_isa_ok, config.cpp.dynamic_threads)
+        )
+        raise RuntimeError("there is no compiler")
+
+    compile_inner = compile_fx.compile_fx_inner
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", slow)
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", lambda *args: seen.append("compiled") or compile_inner(*args))
+    target = PROBLEMS["linear"]().target()
+    points = problems.points(target, 3)
+    with config.patch({"cpp.dynamic_threads": "the user's"}):  # which a thread that began afresh would not see
+        assert compile_gradient(target, points, "inductor").backend == "inductor"
+    assert seen == [(False, True, "the user's"), "compiled"]
+    assert capfd.readouterr().err == ""
+    seen.clear()
+    assert compile_gradient(target, points, "eager").backend == "eager" and not seen
 
 
 @pytest.mark.parametrize("own", [None, True, False])

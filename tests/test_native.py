@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ import torch
 from bnn_pyro import native
 from bnn_pyro.inference import native_trees
 from bnn_pyro.inference.metric import Metric
-from bnn_pyro.inference.native_trees import make_trees, tree_kind
+from bnn_pyro.inference.native_trees import begin_trees, make_trees, tree_kind
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.noise import Noise
 
@@ -117,6 +118,20 @@ def test_many_at_once_build_one_library(source, cache):
 
 
 @needs_compiler
+def test_what_was_begun_in_a_thread_is_waited_for_and_built_once(source, monkeypatch):
+    build, built = native._build, []
+
+    def slow(*args):
+        time.sleep(0.3)
+        built.append(threading.current_thread() is threading.main_thread())
+        return build(*args)
+
+    monkeypatch.setattr(native, "_build", slow)
+    native.begin(source)
+    assert not built and native.load(source).answer() == 42 and built == [False]
+
+
+@needs_compiler
 def test_a_broken_source_is_refused_with_the_compilers_reason(source):
     source.write_text("int answer( { return 42; }")
     assert native.load(source) is None
@@ -157,6 +172,16 @@ def test_a_compiler_that_does_not_know_this_machine_builds_without(source, tmp_p
 
 
 @needs_compiler
+def test_trees_are_begun_where_they_will_be_native(monkeypatch):
+    begun = []
+    monkeypatch.setattr(native, "begin", begun.append)
+    begin_trees(torch.device("cpu"), torch.float16)
+    begin_trees(torch.device("cuda"), torch.float32)
+    assert not begun
+    begin_trees(torch.device("cpu"), torch.float32)
+    assert begun == [native_trees.SOURCE]
+
+
 def test_trees_are_native_on_a_cpu_in_either_precision_and_torchs_elsewhere():
     began = time.perf_counter()
     assert trees().kind == "native"

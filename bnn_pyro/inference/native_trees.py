@@ -139,9 +139,19 @@ def _plain(tensor: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
     return tensor.to(dtype).expand(shape).contiguous()
 
 
+def begin_trees(device: torch.device, dtype: torch.dtype) -> None:
+    """Starts to build what ``tree_kind`` needs, while other work goes on."""
+    if _has_native(device, dtype):
+        native.begin(SOURCE)
+
+
+def _has_native(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" and dtype in DTYPES
+
+
 def tree_kind(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     """``("native", "")``, or ``("torch", why)``, for positions on that device; builds the library the first time."""
-    if device.type != "cpu" or dtype not in DTYPES:
+    if not _has_native(device, dtype):
         return "torch", f"trees.cpp is for float32 and float64 on a CPU, not {dtype} on {device.type}"
     if native.load(SOURCE) is None:
         return "torch", native.reason(SOURCE)
