@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 from torch.func import vmap
 
-from bnn_pyro.compiled import BACKENDS, compile_gradient, threads_for
+from bnn_pyro.compiled import BACKENDS, block_for, compile_gradient, threads_for
 from bnn_pyro.data import inputs_to_tensors
 from bnn_pyro.errors import ModelError, OptionError, unknown
 from bnn_pyro.function_space import watched
@@ -126,7 +126,8 @@ def calibrate(
     method = replace(method, chains=sets, draws=draws)
     target, truth, y = simulate(bnn, x, sets, seed, floating)
     with isolated(derive_seed(seed, "check"), floating, threads=threads_for(target)):
-        gradient = compile_gradient(target, truth[:3], backend, y=y, chains=type(method).chains)
+        block = block_for(target, truth[0], type(method).chains)  # as many as fit: there are many chains
+        gradient = compile_gradient(target, truth[:3], backend, y=y, block=block)
     starts = torch.stack([_prior_draw(target, derive_seed(seed, "start", i)) for i in range(sets)])
     with isolated(dtype=floating, threads=gradient.threads), no_bar() as bar:
         recording = Recording(method, target.dim, floating, Interrupts(), bar)

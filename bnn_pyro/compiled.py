@@ -15,6 +15,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ ONE_THREAD_BELOW = 10_000_000  # dim * rows: up to here a second thread waits mo
 BLOCK_BYTES = 4_000_000
 BLOCK_SPILL = 200_000_000  # bytes that a block of a sampler of many chains may come to
 FEW_CHAINS, MANY_CHAINS = 4, 64  # in a block
+ROOM = 2  # times the sampler's usual chains that a block may hold: chains that are not there cost as much as those that are
 WORK_PER_THREAD = 250_000  # dim * rows * chains of a block: another thread has to be worth waking up
 HELD_BYTES = 32 * 2**20 - 2**16  # the most whose release teaches glibc anything
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
@@ -64,6 +66,9 @@ class Gradient:
         args = (z,) if self.y is None else (z, self.y[:count])
         if count == self.block or self.backend == "pyro":  # which takes chain by chain anyway
             return self.call(*args)
+        if count < self.block:
+            grads, values = self.call(*(_padded(t, self.block) for t in args))
+            return grads[:count], values[:count]
         parts = [
             self.call(*(_padded(t[start : start + self.block], self.block) for t in args))
             for start in range(0, count, self.block)
@@ -73,8 +78,13 @@ class Gradient:
 
 
 def _padded(rows: Tensor, block: int) -> Tensor:
-    missing = block - rows.shape[0]
-    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows.contiguous()
+    return rows.index_select(0, _places(len(rows), block, rows.device)) if len(rows) < block else rows.contiguous()
+
+
+@cache
+def _places(count: int, block: int, device: torch.device) -> Tensor:
+    """Rows that fill a block: all of them, then the first again, at which nothing fails that doesn't fail anyway."""
+    return torch.cat([torch.arange(count), torch.zeros(block - count, dtype=torch.long)]).to(device)
 
 
 def threads_for(target: Target) -> int | None:
@@ -82,15 +92,16 @@ def threads_for(target: Target) -> int | None:
     return 1 if target.dim * target.n < ONE_THREAD_BELOW else None
 
 
-def block_for(target: Target, z: Tensor, chains: int) -> int:
+def block_for(target: Target, z: Tensor, chains: int, most: int = MANY_CHAINS) -> int:
     """Chains in a block: a power of two, by how much memory one chain's values take at z (dim,).
 
-    ``chains``, the sampler's usual number, is the least, unless they take more than ``BLOCK_SPILL`` bytes.
+    ``chains``, the sampler's usual number, is the least, unless they take more than ``BLOCK_SPILL`` bytes; ``most`` is the
+    most.
     """
     each = 3 * bytes_made(lambda: target.log_density(z))
     fits = BLOCK_BYTES // each
     least = chains if chains * each <= BLOCK_SPILL else min(chains, FEW_CHAINS)
-    return min(max(2 ** (fits.bit_length() - 1) if fits else 0, least), MANY_CHAINS)
+    return min(max(2 ** (fits.bit_length() - 1) if fits else 0, least), most)
 
 
 def members_in_block(members: int, each: int) -> int:
@@ -113,7 +124,7 @@ def compile_gradient(
 
     Args:
         y: Targets of each chain's own, (chains, n, ...), with at least k chains.
-        block: Chains in a block, where one chain after another is asked for; None for the rule.
+        block: Chains in a block; None for the rule.
         chains: The sampler's usual number, never this run's: see ``block_for``.
     """
     points = points.to(target.dtype)
@@ -121,7 +132,7 @@ def compile_gradient(
         backend = "inductor" if target.dim * target.n >= COMPILE_FROM else "eager"
     if backend == "inductor" and target.device.type == "cpu":
         try_compiler()
-    size = block or block_for(target, points[0], chains)
+    size = block or block_for(target, points[0], chains, min(ROOM * chains, MANY_CHAINS))
     program = Gradient(_one_by_one(target), "pyro", size, target.dtype, y=y, threads=threads_for(target))
     if backend == "pyro":
         return program

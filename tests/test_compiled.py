@@ -109,7 +109,9 @@ def test_blocks_hold_the_samplers_usual_chains_unless_they_are_large(monkeypatch
     monkeypatch.setattr(compiled, "BLOCK_SPILL", 1)
     assert [compiled.block_for(target, z, chains) for chains in (1, 4, 16, 1000)] == [1, 4, 4, 4]
     monkeypatch.setattr(compiled, "BLOCK_BYTES", 10**12)
-    assert compiled.block_for(target, z, 4) == 64
+    assert compiled.block_for(target, z, 4) == 64 and compiled.block_for(target, z, 4, most=16) == 16
+    for chains, block in ((4, 8), (16, 32), (100, 64)):  # a few chains are not to wait for many that are not there
+        assert compile_gradient(target, z[None], "eager", chains=chains).block == block
 
 
 @pytest.mark.parametrize("broken", ["raises", "wrong"])
