@@ -67,8 +67,8 @@ class Gradient:
         if count == self.block or self.backend == "pyro":  # which takes chain by chain anyway
             return self.call(*args)
         if count < self.block:
-            grads, values = self.call(*(_padded(t, self.block) for t in args))
-            return grads[:count], values[:count]
+            grad, value = self.call(*(_padded(t, self.block) for t in args))
+            return grad[:count], value[:count]
         parts = [
             self.call(*(_padded(t[start : start + self.block], self.block) for t in args))
             for start in range(0, count, self.block)

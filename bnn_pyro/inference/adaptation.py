@@ -7,8 +7,10 @@ as many draws as there are chains.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +39,12 @@ class Moments:
         self._spread = torch.zeros(spread, dtype=torch.float64, device=self._device)
 
     def update(self, rows: Tensor, position: Tensor) -> None:
+        """Takes in positions (k, dim) of chains ``rows`` (k,), of which one may come again, in order of time."""
+        for places in _once_each(rows.cpu().numpy()):
+            at = torch.from_numpy(places).to(rows.device)
+            self._update(rows[at], position[at])
+
+    def _update(self, rows: Tensor, position: Tensor) -> None:
         position = position.double()
         count = self._count[rows] + 1
         before = position - self._mean[rows]
@@ -88,6 +96,15 @@ class Moments:
         variance = spread / (count - 1).clamp(min=1.0)
         floor = 1e-3 * (torch.eye(len(mean), device=self._device) if self._dense else 1.0)
         return variance * (count / (count + 5)) + floor * (5 / (count + 5))
+
+
+def _once_each(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Places of ``rows`` at which each value comes for the first time, then those of the second, and so on."""
+    order = rows.argsort(kind="stable")
+    ordered = rows[order]
+    nth = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    for turn in range(nth.max() + 1):
+        yield order[nth == turn]
 
 
 def median(values: Tensor) -> Tensor:

@@ -31,7 +31,10 @@ class Recorder(Protocol):
     """Takes transitions as they end, in any order of chains."""
 
     def record(self, rows: Tensor, transition: Tensor, position: Tensor, info: NamedTuple) -> None:
-        """Chains ``rows`` (k,) have made transition number ``transition`` (k,) to ``position`` (k, dim)."""
+        """Chains ``rows`` (k,) have made transition number ``transition`` (k,) to ``position`` (k, dim).
+
+        A chain may come more than once, in order of time.
+        """
 
     def should_stop(self) -> bool:
         """Whether the run is to end where it stands."""

@@ -19,16 +19,20 @@ GradientCall = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Metric:
-    """The inverse mass matrix and what follows from it."""
+    """The inverse mass matrix and what follows from it.
+
+    Attributes:
+        root: Its square root, (dim,), or its lower Cholesky factor, (dim, dim).
+    """
 
     def __init__(self, inverse_mass_matrix: Tensor):
         self.inverse_mass_matrix = inverse_mass_matrix
         self.dense = inverse_mass_matrix.ndim == 2
         if self.dense:
             # M^-1 = L L', so that r = L'^-1 n has covariance M
-            self._root = torch.linalg.cholesky(inverse_mass_matrix.double()).to(inverse_mass_matrix.dtype)
+            self.root = torch.linalg.cholesky(inverse_mass_matrix.double()).to(inverse_mass_matrix.dtype)
         else:
-            self._root = inverse_mass_matrix.double().sqrt().to(inverse_mass_matrix.dtype)
+            self.root = inverse_mass_matrix.double().sqrt().to(inverse_mass_matrix.dtype)
 
     def variance(self) -> Tensor:
         """The diagonal of M^-1, (dim,) float64."""
@@ -41,8 +45,8 @@ class Metric:
     def momentum(self, normal: Tensor) -> Tensor:
         """r ~ Normal(0, M) from standard normal numbers (c, dim)."""
         if self.dense:
-            return torch.linalg.solve_triangular(self._root.mT, normal.mT, upper=True).mT
-        return normal / self._root
+            return torch.linalg.solve_triangular(self.root.mT, normal.mT, upper=True).mT
+        return normal / self.root
 
     def kinetic(self, momentum: Tensor) -> Tensor:
         """r' M^-1 r / 2, (c,) float64."""
@@ -51,8 +55,8 @@ class Metric:
     def whiten(self, difference: Tensor) -> Tensor:
         """L^-1 (z - z') for differences of positions (c, dim): units in which the posterior has about unit spread."""
         if self.dense:
-            return torch.linalg.solve_triangular(self._root, difference.mT, upper=False).mT
-        return difference / self._root
+            return torch.linalg.solve_triangular(self.root, difference.mT, upper=False).mT
+        return difference / self.root
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

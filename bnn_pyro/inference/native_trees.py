@@ -73,11 +73,11 @@ class NativeTrees(Trees):
             setattr(state, name, getattr(self, name).data_ptr())
         self._at, self._nobody = self.leaf[POSITION], self.ended[:0]
         pointer = ctypes.c_void_p
-        name = DTYPES[position.dtype]
-        self._leap_all = _function(library, f"leap_{name}", None, pointer)
-        self._settle = _function(library, f"settle_{name}", ctypes.c_int64, *[pointer] * 4)
-        self._begin = _function(library, f"begin_{name}", None, pointer, ctypes.c_int64, *[pointer] * 3)
-        self._address = ctypes.addressof(state)
+        self._library = library
+        self._leap_all = self.function("leap", None, pointer)
+        self._settle = self.function("settle", ctypes.c_int64, *[pointer] * 4)
+        self._begin = self.function("begin", None, pointer, ctypes.c_int64, *[pointer] * 3)
+        self.address = ctypes.addressof(state)
 
     @property
     def step_size(self) -> Tensor:
@@ -108,28 +108,32 @@ class NativeTrees(Trees):
             momentum = self.metric.momentum(numbers)
         momentum, rows = momentum.contiguous(), rows.contiguous()
         draw = self.uniforms.now()
-        self._begin(self._address, len(rows), rows.data_ptr(), momentum.data_ptr(), draw.data_ptr())
+        self._begin(self.address, len(rows), rows.data_ptr(), momentum.data_ptr(), draw.data_ptr())
+
+    def function(self, name: str, result: type | None, *arguments: type) -> Callable:
+        """A function of the library, for positions of this dtype."""
+        function = getattr(self._library, f"{name}_{DTYPES[self._at.dtype]}")
+        function.restype, function.argtypes = result, arguments
+        return function
 
     def advance(self) -> Tensor:
+        count = self.step()
+        return self.ended[:count].clone() if count else self._nobody
+
+    def step(self) -> int:
+        """``advance``, but for the chains whose trees ended: how many; they are the first in ``ended``."""
         draw = self.uniforms.next()
-        self._leap_all(self._address)
+        self._leap_all(self.address)
         grad, log_density = self.gradient(self._at)
         grad = _plain(grad, self._at.dtype, self._at.shape)
         log_density = self.log_density = _plain(log_density, torch.float64, self.ended.shape)
-        count = self._settle(self._address, draw.data_ptr(), grad.data_ptr(), log_density.data_ptr())
-        return self.ended[:count].clone() if count else self._nobody
+        return self._settle(self.address, draw.data_ptr(), grad.data_ptr(), log_density.data_ptr())
 
     def info(self, rows: Tensor) -> Info:
         step_size, energy, accept_sum, *_, lp, _ = self._reals.index_select(1, rows).unbind()
         _, depth, _, steps = self._wholes.index_select(1, rows).unbind()
         diverging = self.diverging.index_select(0, rows)
         return Info(lp, energy, diverging, depth, steps, accept_sum / steps, step_size)
-
-
-def _function(library: ctypes.CDLL, name: str, result: type | None, *arguments: type) -> Callable:
-    function = getattr(library, name)
-    function.restype, function.argtypes = result, arguments
-    return function
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:

@@ -41,28 +41,34 @@ class Uniforms:
 
 
 class Momenta:
-    """Standard normal numbers (dim,) for each chain and transition."""
+    """Standard normal numbers (dim,) for each chain and transition.
+
+    Attributes:
+        ahead: Transitions for which numbers are made at once.
+        table: (chains * ahead, dim), chain by chain.
+        first: (chains,): the transition that a chain's first row is for.
+    """
 
     def __init__(self, noise: Noise, chains: Tensor, dim: int, dtype: torch.dtype):
         self.noise, self.chains, self.dim = noise, chains, dim
         self.ahead = max(1, min(_STEPS, _NUMBERS // max(len(chains) * dim, 1)))
-        self._table = torch.zeros(len(chains) * self.ahead, dim, dtype=dtype, device=chains.device)
-        self._from = np.full(len(chains), -self.ahead)  # of each chain, the transition that its first row is for
+        self.table = torch.zeros(len(chains) * self.ahead, dim, dtype=dtype, device=chains.device)
+        self.first = np.full(len(chains), -self.ahead, dtype=np.int64)
 
     def take(self, rows: Tensor, transition: Tensor) -> Tensor:
         """Numbers (k, dim) for chains ``rows`` at their transitions (k,), which do not go back."""
         chains, now = rows.cpu().numpy(), transition.cpu().numpy()
-        offset = now - self._from[chains]
+        offset = now - self.first[chains]
         if len(offset) and offset.max() >= self.ahead:
             late = offset >= self.ahead
             self._make(chains[late], now[late])
-            offset = now - self._from[chains]
-        return self._table.index_select(0, torch.from_numpy(chains * self.ahead + offset).to(rows.device))
+            offset = now - self.first[chains]
+        return self.table.index_select(0, torch.from_numpy(chains * self.ahead + offset).to(rows.device))
 
     def _make(self, chains: np.ndarray, first: np.ndarray) -> None:
         """Numbers of ``chains`` (k,) from their transitions ``first`` (k,) on."""
         steps = torch.from_numpy(first[:, None] + np.arange(self.ahead)).to(self.chains.device)
         rows = torch.from_numpy(chains).to(self.chains.device)
-        numbers = self.noise.normals(self.chains[rows][:, None], steps, self.dim).to(self._table.dtype)
-        self._table.view(-1, self.ahead, self.dim)[rows] = numbers
-        self._from[chains] = first
+        numbers = self.noise.normals(self.chains[rows][:, None], steps, self.dim).to(self.table.dtype)
+        self.table.view(-1, self.ahead, self.dim)[rows] = numbers
+        self.first[chains] = first

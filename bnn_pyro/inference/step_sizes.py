@@ -18,7 +18,12 @@ GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
 
 
 class DualAveraging:
-    """Step sizes (c,) float64 whose acceptance rate approaches ``target``, each on its own."""
+    """Step sizes (c,) float64 whose acceptance rate approaches ``target``, each on its own.
+
+    Attributes:
+        centre: (c,), the log step sizes that each is drawn towards.
+        state: (4, c): transition count, mean error, log step, its average; changed in place.
+    """
 
     def __init__(self, step_size: Tensor, target: float):
         self.target = target
@@ -27,29 +32,28 @@ class DualAveraging:
     def restart(self, step_size: Tensor) -> None:
         """Forgets all but the step sizes, and is drawn towards ten times as much: a low step is found out slowly."""
         log_step = step_size.log()
-        self._centre = log_step + math.log(10.0)
+        self.centre = log_step + math.log(10.0)
         none = torch.zeros_like(log_step)
-        # side by side, so that those of a few chains are taken out and put back together: transition count, mean error,
-        # log step, its average
-        self._state = torch.stack([none, none, log_step, log_step])
+        # side by side, so that those of a few chains are taken out and put back together
+        self.state = torch.stack([none, none, log_step, log_step])
 
     def update(self, rows: Tensor, acceptance_rate: Tensor) -> None:
         """Takes in a transition of chains ``rows`` (k,)."""
-        count, error, _, log_average = self._state.index_select(1, rows).unbind()
+        count, error, _, log_average = self.state.index_select(1, rows).unbind()
         count = count + 1
         error = error.lerp(self.target - acceptance_rate, 1 / (count + T0))
-        log_step = self._centre.index_select(0, rows) - count.sqrt() / GAMMA * error
+        log_step = self.centre.index_select(0, rows) - count.sqrt() / GAMMA * error
         log_average = log_average.lerp(log_step, count**-KAPPA)
-        self._state.index_copy_(1, rows, torch.stack([count, error, log_step, log_average]))
+        self.state.index_copy_(1, rows, torch.stack([count, error, log_step, log_average]))
 
     @property
     def step_size(self) -> Tensor:
-        return self._state[2].exp()
+        return self.state[2].exp()
 
     @property
     def average(self) -> Tensor:
         """The step sizes to keep, (c,)."""
-        return self._state[3].exp()
+        return self.state[3].exp()
 
 
 class SharedStep:

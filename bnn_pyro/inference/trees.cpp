@@ -7,6 +7,8 @@
 //     (gradient at z, of all chains at once)
 //     r += e/2 grad,  weigh, choose, look for turns      settle
 //
+// ``carry_on`` then does what walk.py does with the trees that ended, as far as it has the numbers to.
+//
 // Built without licence to reorder sums: results must not depend on how a compiler splits a loop.
 
 #include <cmath>
@@ -34,6 +36,20 @@ struct State {
     int64_t *side, *depth, *leaves, *steps;
     uint8_t *diverging, *active;
     int64_t *ended;              // (chains,), filled by settle
+};
+
+// Field by field ``State`` in native_walk.py. Trees that ended wait in the last four, each with room for as many.
+struct Walk {
+    int64_t warmup, until, ahead, ended, resting;
+    double target, gamma, t0, kappa;
+    const void *normals, *root;  // (chains ahead, dim), and (dim,) of a diagonal metric: a momentum is normal / root
+    const int64_t *first;        // (chains,): the transition that a chain's first normals are for
+    int64_t *transition;         // (chains,)
+    const double *centre;        // (chains,) and
+    double *averaging;           // (4, chains): of DualAveraging
+    void *position;              // (room, dim)
+    double *figures;             // (7, room): of Info
+    int64_t *chain, *number;     // (room,)
 };
 
 double log_add_exp(double a, double b) {
@@ -233,6 +249,56 @@ int64_t settle(const State *s, const double *draws, const T *grad, const double 
     return count;
 }
 
+// torch's formula, so that rounding is the same
+double lerp(double from, double to, double weight) {
+    return weight < 0.5 ? from + weight * (to - from) : to - (to - from) * (1.0 - weight);
+}
+
+// A transition of dual averaging, as in step_sizes.py; what chain ``c`` is to step by from now on.
+double adapted_step(const Walk &w, int64_t chains, int64_t c, double rate, bool last) {
+    double *count = w.averaging + c, *error = count + chains, *log_step = error + chains, *log_average = log_step + chains;
+    *count += 1.0;
+    *error = lerp(*error, w.target - rate, 1.0 / (*count + w.t0));
+    *log_step = w.centre[c] - std::sqrt(*count) / w.gamma * *error;
+    *log_average = lerp(*log_average, *log_step, std::pow(*count, -w.kappa));
+    return std::exp(last ? *log_average : *log_step);
+}
+
+// Notes down the ``count`` trees that ended, and begins the next one in their chains. Those that it cannot begin are left
+// in ``ended``; how many.
+template <class T>
+int64_t carry_on(const State *s, Walk *w, int64_t count, int64_t room, const double *draws) {
+    int64_t left = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t c = s->ended[i], at = w->ended++;
+        const double rate = s->accept_sum[c] / double(s->steps[c]);
+        const double figures[] = {s->chosen_density[c],   s->energy[c], double(s->diverging[c]), double(s->depth[c]),
+                                  double(s->steps[c]), rate,         s->step_size[c]};
+        for (int k = 0; k < 7; ++k) w->figures[k * room + at] = figures[k];
+        std::memcpy(static_cast<T *>(w->position) + at * s->dim, static_cast<T *>(s->chosen) + c * s->dim, s->dim * sizeof(T));
+        w->chain[at] = c;
+        w->number[at] = w->transition[c];
+
+        const int64_t now = ++w->transition[c];
+        if (now <= w->warmup) s->step_size[c] = adapted_step(*w, s->chains, c, rate, now == w->warmup);
+        const int64_t row = now - w->first[c];
+        if (now >= w->until) {
+            s->active[c] = 0;
+            s->leaves[c] = 0;
+            w->resting += 1;
+        } else if (s->dense || row >= w->ahead) {
+            s->ended[left++] = c;
+        } else {
+            const T *normal = static_cast<const T *>(w->normals) + (c * w->ahead + row) * s->dim;
+            const T *root = static_cast<const T *>(w->root);
+            T *momentum = static_cast<T *>(s->total);
+            for (int64_t j = 0; j < s->dim; ++j) momentum[j] = normal[j] / root[j];
+            Chain<T>(*s, c).begin(momentum, draws[4 * c + 2]);
+        }
+    }
+    return left;
+}
+
 template <class T>
 void begin(const State *s, int64_t count, const int64_t *rows, const T *momenta, const double *draws) {
     for (int64_t i = 0; i < count; ++i) Chain<T>(*s, rows[i]).begin(momenta + i * s->dim, draws[4 * rows[i] + 2]);
@@ -248,6 +314,9 @@ void begin(const State *s, int64_t count, const int64_t *rows, const T *momenta,
     extern "C" void begin_##NAME(const State *s, int64_t count, const int64_t *rows, const T *momenta,            \
                                  const double *draws) {                                                           \
         begin<T>(s, count, rows, momenta, draws);                                                                 \
+    }                                                                                                             \
+    extern "C" int64_t carry_on_##NAME(const State *s, Walk *w, int64_t count, int64_t room, const double *draws) { \
+        return carry_on<T>(s, w, count, room, draws);                                                             \
     }
 
 ENTRIES(float, float32)

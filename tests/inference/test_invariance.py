@@ -120,7 +120,7 @@ def _drop_half_a_step(monkeypatch):
 
 
 def _swap_the_mass(monkeypatch):
-    monkeypatch.setattr(Metric, "momentum", lambda self, normal: normal * self._root)
+    monkeypatch.setattr(Metric, "momentum", lambda self, normal: normal * self.root)
 
 
 def _share_momenta(monkeypatch):

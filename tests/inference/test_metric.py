@@ -162,7 +162,7 @@ def test_a_broken_integrator_is_caught(broken, monkeypatch):
 
 
 def test_a_swapped_mass_matrix_is_caught(monkeypatch):
-    monkeypatch.setattr(Metric, "momentum", lambda self, normal: normal * self._root)
+    monkeypatch.setattr(Metric, "momentum", lambda self, normal: normal * self.root)
     with pytest.raises(AssertionError):
         test_the_metric_agrees_with_plain_linear_algebra(False)
     with pytest.raises(AssertionError):

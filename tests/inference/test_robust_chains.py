@@ -8,7 +8,7 @@ import pytest
 import torch
 from batched_targets import F64, TARGETS, Kept, normal, padded, run, settings
 
-from bnn_pyro.inference import hmc_run
+from bnn_pyro.inference import hmc_run, native_walk
 from bnn_pyro.inference.metric import Metric, log_acceptance
 from bnn_pyro.inference.nuts_run import run_nuts
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
@@ -215,7 +215,8 @@ class Stopping(Kept):
 
 
 @METHODS
-def test_a_run_that_is_stopped_kept_the_first_draws(method):
+def test_a_run_that_is_stopped_kept_the_first_draws(method, monkeypatch):
+    monkeypatch.setattr(native_walk, "_PATIENCE", -1.0)  # the tenth draw is to be seen when it is there
     whole = draws(method, "funnel", 4)
     target = TARGETS["funnel"]
     chosen = settings(method, 4, 30, 0.35, torch.full((3,), 0.8, dtype=F64) * 0.7)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from batched_targets import F64, TARGETS, BatchedTarget, Kept, correlated, normal, normals, padded
+from broken_trees import use_broken_trees
 
 from bnn_pyro import native
 from bnn_pyro.inference import native_trees, random_tables
@@ -353,16 +354,7 @@ FAULTS = {
 @pytest.mark.slow  # all together
 @pytest.mark.parametrize("fault", FAULTS)
 def test_broken_native_trees_differ_from_the_reference(fault, tmp_path, monkeypatch):
-    text, (right, wrong) = native_trees.SOURCE.read_text(encoding="utf-8"), FAULTS[fault]
-    assert text.count(right) == 1
-    broken = tmp_path / "broken.cpp"
-    broken.write_text(text.replace(right, wrong), encoding="utf-8")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "FLAGS", [flag.replace("-O3", "-O1") for flag in native.FLAGS])  # is compiled sooner
-    if native.load(native_trees.SOURCE) is None:
-        pytest.skip(native.reason(native_trees.SOURCE))
-    assert native.load(broken) is not None, native.reason(broken)
-    monkeypatch.setattr(native_trees, "SOURCE", broken)
+    use_broken_trees(*FAULTS[fault], tmp_path, monkeypatch)
     assert not all(agreement(batched(NativeTrees, name, 6), name).all() for name in ("banana", "funnel"))
 
 

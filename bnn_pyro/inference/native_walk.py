@@ -1,0 +1,96 @@
+"""``Walk`` whose transitions are made by ``trees.cpp``: Python sees a batch of them now and then.
+
+What it yields, and what it adapts, is what ``Walk`` does of ``NativeTrees``, to the rounding of logarithms and powers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import torch
+
+from bnn_pyro.inference.native_trees import NativeTrees
+from bnn_pyro.inference.step_sizes import GAMMA, KAPPA, T0, DualAveraging
+from bnn_pyro.inference.trees import Info, Trees
+from bnn_pyro.inference.walk import Ended, Walk
+
+_ROOM = 1024  # trees that wait to be yielded, at most, unless chains are more
+_NUMBERS = 2**19  # in their positions, about
+_PATIENCE = 0.1  # seconds that one waits; what is drawn does not depend on it
+
+_COUNTS = ("warmup", "until", "ahead", "ended", "resting")
+_CONSTANTS = ("target", "gamma", "t0", "kappa")
+_ADDRESSES = ("normals", "root", "first", "transition", "centre", "averaging", "position", "figures", "chain", "number")
+
+
+class State(ctypes.Structure):
+    """Sizes, constants and addresses, field by field as ``Walk`` in ``trees.cpp``."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        *((name, ctypes.c_double) for name in _CONSTANTS),
+        *((name, ctypes.c_void_p) for name in _ADDRESSES),
+    ]
+
+
+class NativeWalk(Walk):
+    """As ``Walk``; use ``make_walk``."""
+
+    trees: NativeTrees
+
+    def __init__(self, trees: NativeTrees, averaging: DualAveraging, warmup: int):
+        super().__init__(trees, averaging, warmup)
+        chains, dim = trees.position.shape
+        self._room = max(chains, min(_ROOM, _NUMBERS // dim))
+        self._position = trees.position.new_empty(self._room, dim)
+        self._figures = torch.empty(len(Info._fields), self._room, dtype=torch.float64)
+        self._chain, self._number = torch.empty(2, self._room, dtype=torch.int64)
+        momenta, state = trees.momenta, State()
+        state.warmup, state.ahead = warmup, momenta.ahead
+        state.target, state.gamma, state.t0, state.kappa = averaging.target, GAMMA, T0, KAPPA
+        state.first, state.transition = momenta.first.ctypes.data, self.transition.ctypes.data
+        state.normals = momenta.table.data_ptr()
+        for name in ("position", "figures", "chain", "number"):
+            setattr(state, name, getattr(self, f"_{name}").data_ptr())
+        self._state, self._address = state, ctypes.addressof(state)
+        self._carry_on = trees.function(
+            "carry_on", ctypes.c_int64, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2, ctypes.c_void_p
+        )
+
+    def to(self, pause: int, should_stop: Callable[[], bool]) -> Iterator[Ended]:
+        trees, state, chains = self.trees, self._state, len(self.transition)
+        transition = torch.from_numpy(self.transition)
+        root = trees.metric.root.contiguous()
+        state.until, state.ended, state.resting, state.root = pause, 0, 0, root.data_ptr()
+        state.centre, state.averaging = self.averaging.centre.data_ptr(), self.averaging.state.data_ptr()
+        trees.begin(trees.chains, transition)
+        due = 0.0
+        while state.resting < chains and not should_stop():
+            count = trees.step()
+            if not count:
+                continue
+            left = self._carry_on(trees.address, self._address, count, self._room, trees.uniforms.now().data_ptr())
+            if left:  # which need momenta that are not made yet, or those of a dense metric
+                rows = trees.ended[:left]
+                trees.begin(rows, transition[rows])
+            if state.ended > self._room - chains or time.monotonic() > due:
+                yield self._batch()
+                due = time.monotonic() + _PATIENCE
+        if state.ended:
+            yield self._batch()
+
+    def _batch(self) -> Ended:
+        count, self._state.ended = self._state.ended, 0
+        rows, number = self._chain[:count].clone(), self._number[:count].clone()
+        figures = self._figures[:, :count].clone()
+        lp, energy, diverging, depth, steps, rate, step_size = figures
+        info = Info(lp, energy, diverging.bool(), depth.long(), steps.long(), rate, step_size)
+        return Ended(rows, number, self._position[:count].clone(), info)
+
+
+def make_walk(trees: Trees, averaging: DualAveraging, warmup: int) -> Walk:
+    """``NativeWalk`` of native trees, else ``Walk``; arguments as of ``Walk``."""
+    return NativeWalk(trees, averaging, warmup) if isinstance(trees, NativeTrees) else Walk(trees, averaging, warmup)
