@@ -17,8 +17,8 @@ from bnn_pyro.inference.step_sizes import GAMMA, KAPPA, T0, DualAveraging
 from bnn_pyro.inference.trees import Info, Trees
 from bnn_pyro.inference.walk import Ended, Walk
 
-_ROOM = 1024  # trees that wait to be yielded, at most, unless chains are more
-_NUMBERS = 2**19  # in their positions, about
+_ROOM = 1024  # trees that wait to be yielded
+_NUMBERS = 2**19  # in their positions, at most
 _PATIENCE = 0.1  # seconds that one waits; what is drawn does not depend on it
 
 _COUNTS = ("warmup", "until", "ahead", "ended", "resting")
@@ -44,7 +44,7 @@ class NativeWalk(Walk):
     def __init__(self, trees: NativeTrees, averaging: DualAveraging, warmup: int):
         super().__init__(trees, averaging, warmup)
         chains, dim = trees.position.shape
-        self._room = max(chains, min(_ROOM, _NUMBERS // dim))
+        self._room = chains + min(_ROOM, _NUMBERS // dim)  # all chains may end at once
         self._position = trees.position.new_empty(self._room, dim)
         self._figures = torch.empty(len(Info._fields), self._room, dtype=torch.float64)
         self._chain, self._number = torch.empty(2, self._room, dtype=torch.int64)
