@@ -239,6 +239,6 @@ UNTRACEABLE = {
     "item": Untraceable(number, "w", ".item()"),
     "torch_randn": Untraceable(dropping, "w", "random", random=True),
     "python_random": Untraceable(shaking, "", "differs from the program", random=True),
-    "in_place": Untraceable(in_place, "w", "doesn't match the broadcast shape (64, 12)"),
+    "in_place": Untraceable(in_place, "w", "doesn't match the broadcast shape (8, 12)"),
     "no_vmap_rule": Untraceable(own_operation, "w", "vmap"),
 }
