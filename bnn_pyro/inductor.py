@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 SETTINGS = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2, "size_asserts": False}
 
 
-_trials: list[threading.Thread] = []  # that run
+_trials: list[threading.Thread] = []  # one, once it has begun
 
 
 def try_compiler() -> None:
@@ -35,6 +35,8 @@ def try_compiler() -> None:
     modules are imported here, as two threads that import the same ones can get them half made. ``inductor`` waits for the
     thread, and meets whatever error there was.
     """
+    if _trials:
+        return
     try:
         from torch._inductor import codecache, config, cpp_builder, cpu_vec_isa  # noqa: F401
         from torch.utils import _filelock  # noqa: F401
@@ -46,8 +48,9 @@ def try_compiler() -> None:
             cpu_vec_isa.pick_vec_isa()
 
     # the user's settings of torch belong to a context
-    _trials.append(threading.Thread(target=copy_context().run, args=(find_instructions,)))
-    _trials[-1].start()
+    trial = threading.Thread(target=copy_context().run, args=(find_instructions,))
+    trial.start()
+    _trials.append(trial)
 
 
 def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
@@ -66,8 +69,8 @@ def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
             return lambda *args: slow(*args, *tensors)
         traced = make_fx(lifted, decomposition_table=select_decomp_table(), tracing_mode="fake")(*arguments)
         fake = [n.meta["val"] for n in traced.graph.nodes if n.op == "placeholder"]
-        while _trials:
-            _trials.pop().join()
+        for trial in _trials:
+            trial.join()
         settings = {**SETTINGS, "cpp.vec_isa_ok": trusts_compiler(config)}
         with config.patch(settings), tracing(TracingContext(fake[0].fake_mode)):
             code: Any = compile_fx_inner(traced, fake)

@@ -231,6 +231,7 @@ def test_torch_tries_the_compiler_in_a_thread_that_is_waited_for(monkeypatch, ca
         raise RuntimeError("there is no compiler")
 
     compile_inner = compile_fx.compile_fx_inner
+    monkeypatch.setattr("bnn_pyro.inductor._trials", [])
     monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", slow)
     monkeypatch.setattr(compile_fx, "compile_fx_inner", lambda *args: seen.append("compiled") or compile_inner(*args))
     target = PROBLEMS["linear"]().target()
@@ -239,6 +240,8 @@ def test_torch_tries_the_compiler_in_a_thread_that_is_waited_for(monkeypatch, ca
         assert compile_gradient(target, points, "inductor").backend == "inductor"
     assert seen == [(False, True, "the user's"), "compiled"]
     assert capfd.readouterr().err == ""
+    seen.clear()
+    assert compile_gradient(target, points, "inductor").backend == "inductor" and seen == ["compiled"]  # once a process
     seen.clear()
     assert compile_gradient(target, points, "eager").backend == "eager" and not seen
 
