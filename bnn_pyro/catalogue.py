@@ -99,8 +99,8 @@ def _sites(kind: type, card: Any) -> str:
     import torch
 
     from bnn_pyro.datasets import load_dataset
-    from bnn_pyro.fitting import make_target, training_rows
     from bnn_pyro.isolation import isolated
+    from bnn_pyro.rows_to_target import make_target, training_rows
     from bnn_pyro.sites import draw_from_prior
     from bnn_pyro.units import learn_units
 

@@ -9,35 +9,39 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from bnn_pyro.arguments import (
+    ENGINES,
+    as_model,
+    check_flags,
+    check_names,
+    choose_engine,
+    find_device,
+    find_dtype,
+    find_method,
+    known_sites,
+)
 from bnn_pyro.compiled import BACKENDS
-from bnn_pyro.data import Data, Inputs, collect, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.draws import Draws
 from bnn_pyro.dropout import check_dropout, fit_dropout
 from bnn_pyro.ensemble import check_ensemble, fit_ensemble
-from bnn_pyro.errors import DataError, ModelError, OptionError, printable, unknown, warn
-from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Ensemble, Laplace, MCDropout, Method, Prior, make_method
-from bnn_pyro.isolation import check_seed, derive_seed, isolated
-from bnn_pyro.labels import encode
+from bnn_pyro.errors import OptionError, unknown, warn
+from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Ensemble, Laplace, MCDropout, Method, Prior
+from bnn_pyro.isolation import check_seed, derive_seed
 from bnn_pyro.laplace import as_fitted, check_laplace, fit_laplace
 from bnn_pyro.minibatches import check_batches
-from bnn_pyro.model import BNN, Model
+from bnn_pyro.model import Model
 from bnn_pyro.posterior import Posterior
 from bnn_pyro.prior import sample_prior
 from bnn_pyro.pyro_nuts import sample_nuts
+from bnn_pyro.rows_to_target import encode_rows, has_units, make_target, training_rows
 from bnn_pyro.sampling import sample
-from bnn_pyro.starts import check_rows_part, prior_point
-from bnn_pyro.structure import build_empty_target, build_target
+from bnn_pyro.starts import check_rows_part
 from bnn_pyro.survey import StreamedBatches, all_rows_units, open_stream
 from bnn_pyro.svi import fit_guide
 from bnn_pyro.target import Target
-from bnn_pyro.units import Units, learn_units, warn_of_units
-
-ENGINES = ("auto", "compiled", "eager", "pyro")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+from bnn_pyro.units import learn_units, warn_of_units
 
 
 def fit(
@@ -90,14 +94,14 @@ def fit(
     Raises: BNNError, in one sentence and before any sampling, for data, models or options that cannot be used.
     """
     bnn = as_model(model).fresh()
-    method = _method(inference, options)
+    method = find_method(inference, options)
     torch_dtype, torch_device = find_dtype(dtype or method.dtype), find_device(device)
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if given not in known:
             raise unknown(kind, given, known)
     engine, backend = choose_engine(method, engine, backend)
-    _check_flags(standardize, progress)
-    _check_names(keep)
+    check_flags(standardize, progress)
+    check_names(keep)
     check_seed(seed)
     stream, method = open_stream(bnn, x, y, method, engine, seed)
     with warnings.catch_warnings(record=True) as caught:
@@ -107,7 +111,7 @@ def fit(
         data = training_rows(bnn, x, y, missing)
         bnn = bnn.for_data(data)
         wanted = bnn.standardize if standardize is None else standardize
-        units = learn_units(data, x=wanted, y=wanted and _has_units(bnn, data), where=bnn.name)
+        units = learn_units(data, x=wanted, y=wanted and has_units(bnn, data), where=bnn.name)
         if stream is not None:
             units = all_rows_units(stream, units)
             if data.n < stream.n:
@@ -124,7 +128,7 @@ def fit(
     for note in notes:
         warn(note)
     target = make_target(bnn, data, units, torch_dtype, torch_device)
-    kept = None if keep is None else _known_sites(keep, target)
+    kept = None if keep is None else known_sites(keep, target)
     if units.y is not None and target.predicted is None:
         raise OptionError(
             f"{bnn.name}, standardize: expected one observed site, got {len(target.observed)}: which of them y's standard "
@@ -145,7 +149,7 @@ def fit(
     began = time.perf_counter()
     if stream is not None:
         assert isinstance(method, SVI | MAP) and method.batch_size is not None, "checked by open_stream"
-        encode = partial(_encode, bnn, units, data.classes, torch_dtype, torch_device)
+        encode = partial(encode_rows, bnn, units, data.classes, torch_dtype, torch_device)
         batches = StreamedBatches(stream, method.batch_size, derive_seed(seed, "batches"), encode)
         draws = fit_guide(target, method, bnn.guide, seed, engine, backend, progress, batches)
         draws.info["streamed_rows"] = stream.n
@@ -158,138 +162,6 @@ def fit(
         draws.info["log_evidence"] -= data.n * units.log_jacobian
     draws.info |= {"engine": engine, "wall_time": time.perf_counter() - began}
     return Posterior(bnn, data, units, target, method, draws, seed, notes, kept)
-
-
-def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: Any, params: Any = None) -> Target:
-    """The target of a model on rows in original units."""
-    assert data.y is not None, "checked by training_rows"
-    x, y = _to_tensors(bnn, units, dtype, device, data.x, data.y)
-    if units.y is None:
-        _refuse_rounding(data.y, y, dtype, f"{bnn.name}, y")
-    else:
-        _refuse_extreme(units.y, dtype, f"{bnn.name}, y")
-    for label, tensor in (
-        [*((f"x[{k!r}]", v) for k, v in x.items()), ("y", y)] if isinstance(x, dict) else [("x", x), ("y", y)]
-    ):
-        if tensor.is_floating_point():  # a number may be finite in float64 and not in float32
-            remedy = "Pass dtype='float64', or rescale." if dtype != torch.float64 else "Rescale those columns."
-            refuse_not_finite(
-                tensor.cpu().numpy(), label, bnn.name, data.columns, f"numbers that {dtype} can hold", remedy
-            )
-    build = build_target if data.n else build_empty_target
-    return build(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
-
-
-def _to_tensors(
-    bnn: Model, units: Units, dtype: torch.dtype, device: Any, x: Any, y: np.ndarray
-) -> tuple[Inputs, Tensor]:
-    """Rows in original units, their labels as codes, as the model takes them."""
-    floating = bnn.card is not None  # zoo models take floats; a user's program gets integers as it passed them
-    inputs = inputs_to_tensors(units.inputs(x), dtype, device, floating)
-    return inputs, to_tensor(units.targets(y), dtype, device, floating=floating and bnn.task != "classification")
-
-
-def _encode(
-    bnn: Model, units: Units, classes: Any, dtype: torch.dtype, device: Any, x: Any, y: np.ndarray
-) -> tuple[Inputs, Tensor]:
-    """``_to_tensors`` of rows as a user gave them."""
-    return _to_tensors(bnn, units, dtype, device, x, y if classes is None else encode(y, classes, f"{bnn.name}, y"))
-
-
-def _refuse_rounding(y: np.ndarray, tensor: Tensor, dtype: torch.dtype, where: str) -> None:
-    """Raises: DataError for whole numbers, in their own units, that the dtype cannot hold; an observed site casts to it."""
-    if y.dtype.kind not in "iu":
-        return
-    whole = torch.as_tensor(y.astype(np.int64))  # int64 compares exactly where float64 would round, too
-    changed = np.flatnonzero(
-        (tensor.cpu().to(dtype).to(torch.int64) != whole).reshape(len(y), -1 if len(y) else 1).any(1)
-    )
-    if len(changed):
-        raise DataError(
-            f"{where}: expected whole numbers that {dtype} can hold, got {y[changed[0]]} at row {changed[0]}. "
-            "Pass dtype='float64', or standardise."
-        )
-
-
-def _refuse_extreme(moments: tuple[np.ndarray, np.ndarray], dtype: torch.dtype, where: str) -> None:
-    """Raises: DataError where predictions, or their variances, would overflow or vanish in the units of y."""
-    limit = 1e30 if dtype == torch.float32 else 1e150
-    mean, sd = (np.abs(moment) for moment in moments)
-    if float(np.max(mean)) > limit or float(np.max(sd)) > limit or float(np.min(sd)) < 1 / limit:
-        remedy = "Pass dtype='float64', or rescale." if dtype == torch.float32 else "Rescale."
-        raise DataError(
-            f"{where}: expected a spread between {1 / limit:g} and {limit:g}, for predictions in {dtype}, got a mean of "
-            f"size {np.max(mean):.3g} and standard deviations from {np.min(sd):.3g} to {np.max(sd):.3g}. {remedy}"
-        )
-
-
-def _has_units(bnn: Model, data: Data) -> bool:
-    """Whether y is a real number: said by a zoo model's task, and for a user's program by its values being floats."""
-    return bnn.real_targets and (bnn.card is not None or (data.y is not None and data.y.dtype.kind == "f"))
-
-
-def as_model(model: Any) -> Model:
-    """A model of the zoo or a ``BNN`` as it is, a Pyro program as a ``BNN``. Raises: ModelError for anything else."""
-    if isinstance(model, Model):
-        return model
-    if callable(model) and not (isinstance(model, type) and issubclass(model, Model)):
-        return BNN(model)
-    remedy = "Write bnn.get_model('linear'), or pass a program."
-    if isinstance(model, str):
-        remedy = f"Write bnn.get_model({printable(model)})."
-    elif isinstance(model, type):
-        remedy = f"Write {model.__name__}()."
-    raise ModelError(
-        f"fit, model: expected a model of the zoo, a BNN, or a Pyro program model(x, y=None), got {printable(model)}. {remedy}"
-    )
-
-
-def _check_flags(standardize: Any, progress: Any) -> None:
-    """Raises: OptionError for a flag that is no truth value, such as the text 'no', which Python takes for True."""
-    for name, value, also in (("standardize", standardize, ", or None"), ("progress", progress, "")):
-        if not (isinstance(value, bool) or (value is None and also)):
-            raise OptionError(f"fit, {name}: expected True or False{also}, got {value!r}.")
-
-
-def _check_names(keep: Any) -> None:
-    """Raises: OptionError unless ``keep`` is a list of names, or None. A lone name would be taken letter by letter."""
-    if keep is not None and not (isinstance(keep, list | tuple) and all(isinstance(name, str) for name in keep)):
-        remedy = f" Write keep=[{printable(keep)}]." if isinstance(keep, str) else ""
-        raise OptionError(
-            f"fit, keep: expected a list of sites' names, or None for all, got {printable(keep)}.{remedy}"
-        )
-
-
-def _known_sites(keep: Sequence[str], target: Target) -> tuple[str, ...]:
-    """``keep`` without repeats. Raises: UnknownNameError for a name that the group ``posterior`` would not have."""
-    with isolated(seed=0, dtype=target.dtype), torch.no_grad():
-        known = list(target.constrain(prior_point(target)))
-    for name in keep:
-        if name not in known:
-            raise unknown(f"site in keep of {target.name}", name, known, f"Its sites are {', '.join(known)}.")
-    return tuple(dict.fromkeys(keep))
-
-
-def choose_engine(method: Method, engine: str, backend: str) -> tuple[str, str]:
-    """The engine and backend that run a method. Raises: OptionError where the engine that was asked for has it not."""
-    if isinstance(method, Prior):
-        return "pyro", backend
-    if isinstance(method, SVI | MAP) and backend == "pyro":
-        engine = "pyro"
-    if engine == "pyro" and isinstance(method, SVI | MAP):
-        for option in method.beyond_pyro():
-            raise OptionError(f"engine='pyro': expected {method.name} without {option}. Use engine='compiled'.")
-    elif engine == "pyro" and not isinstance(method, NUTS):
-        raise OptionError(f"engine: expected 'compiled' or 'eager' for {method.name}, which Pyro runs not, got 'pyro'.")
-    if engine == "pyro" and isinstance(method, MCMC) and (method.thin > 1 or method.adaptation is not None):
-        raise OptionError("engine='pyro': expected NUTS without thin and adaptation. Use engine='compiled'.")
-    if engine == "eager":
-        if backend == "inductor":
-            raise OptionError(
-                "engine='eager': expected backend 'auto' or 'eager', got 'inductor'. Drop one of the two."
-            )
-        backend = "eager" if backend == "auto" else backend
-    return ("pyro" if engine == "pyro" else "compiled"), backend
 
 
 def _infer(target: Target, method: Method, bnn: Model, seed: int, engine: str, backend: str, progress: bool) -> Draws:
@@ -307,46 +179,3 @@ def _infer(target: Target, method: Method, bnn: Model, seed: int, engine: str, b
         return fit_laplace(target, method, seed, backend, progress)
     assert isinstance(method, SVI | MAP), "make_method knows no other"
     return fit_guide(target, method, bnn.guide, seed, engine, backend, progress)
-
-
-def _method(inference: str | Method, options: dict) -> Method:
-    return make_method(
-        inference,
-        options,
-        also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress", "missing", "keep"),
-    )
-
-
-def training_rows(bnn: Model, x: Any, y: Any, missing: str | None = None) -> Data:
-    """What a user passed to ``fit`` as rows, checked: x and y, or one object that holds both."""
-    told = getattr(x, "missing", None)  # a part of a table says; a data frame may have a column of that name
-    missing = missing or (told if isinstance(told, str) else "refuse")
-    labels = bnn.task == "classification"
-    how: dict[str, Any] = {"where": bnn.name, "missing": missing, "classes": labels, "empty": True}
-    how |= {"count": bnn.class_count} if labels else {}
-    if y is None and hasattr(x, "x") and hasattr(x, "y"):
-        data = collect(x.x, x.y, **how)
-        columns = data.columns or getattr(x, "columns", None)
-        return replace(data, columns=columns, target=data.target or getattr(x, "target", None))
-    if y is None:
-        raise DataError(f"{bnn.name}, y: expected targets, got none. Call fit(x, y), or fit(data.train).")
-    return collect(x, y, **how)
-
-
-def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise unknown("dtype", name, DTYPES)
-    return DTYPES[name]
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """``"cpu"`` or ``"auto"`` as a device of torch. Raises: UnknownNameError or OptionError for another."""
-    name = str(device)
-    if name.partition(":")[0] == "cuda":
-        raise OptionError(
-            f"device: expected 'cpu' or 'auto', got {name!r}: Pyro's engines run on the CPU here. Use 'cpu'."
-        )
-    if name not in ("cpu", "auto"):
-        raise unknown("device", name, ("cpu", "auto"))
-    return torch.device("cpu")

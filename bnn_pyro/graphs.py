@@ -23,9 +23,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from bnn_pyro.simplify import simplify
 from bnn_pyro.target import Target
 
-# tanh x = x P(x^2) / Q(x^2) on |x| <= 9: minimax in the relative error, 1.5e-7; 4e-7 with float32's rounding
 VALUES_UP_TO = 1_000_000  # numbers of a copy's first argument, up to which a function is traced on values
 FEW = 256  # numbers of a chain, such as those of a constraining map, up to which tanh stays as it is
+# tanh x = x P(x^2) / Q(x^2) on |x| <= 9: minimax in the relative error, 1.5e-7; 4e-7 with float32's rounding
 _TANH_LIMIT = 9.0
 _TANH_P = (0.999999919, 0.133929074, 0.003507289, 2.06942041e-05, 1.32611073e-08)
 _TANH_Q = (1.0, 0.467262571, 0.025927918, 0.000330023518, 7.78322731e-07)

@@ -9,15 +9,16 @@ import numpy as np
 from safetensors.torch import load_file
 
 from bnn_pyro import labels, results
+from bnn_pyro.arguments import DTYPES
 from bnn_pyro.data import Data
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError, RunError
 from bnn_pyro.files import NETCDF, STATE, method_from, model_from
-from bnn_pyro.fitting import DTYPES, make_target
 from bnn_pyro.frames import Encoding
 from bnn_pyro.inference import Laplace
 from bnn_pyro.laplace import as_fitted
 from bnn_pyro.posterior import Posterior
+from bnn_pyro.rows_to_target import make_target
 from bnn_pyro.target import Observation, Target
 from bnn_pyro.units import Units
 

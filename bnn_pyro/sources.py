@@ -116,7 +116,7 @@ def check_rows(model: Any, rows: DataSet, missing: str) -> None:
     """What ``fit`` and the scores after it would complain of, before any work. Raises: DataError or ShapeError."""
     from bnn_pyro import labels
     from bnn_pyro.data import collect
-    from bnn_pyro.fitting import training_rows
+    from bnn_pyro.rows_to_target import training_rows
 
     training = training_rows(model, rows.train, None, missing)
     if not len(rows.test):
