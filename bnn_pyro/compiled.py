@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bnn_pyro.batching import bytes_made
+from bnn_pyro.errors import warn
 from bnn_pyro.graphs import normal_priors, trace
 from bnn_pyro.inductor import inductor, try_compiler
 from bnn_pyro.rows_last import rows_last
@@ -61,7 +62,7 @@ class Gradient:
     threads: int | None = 1
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z = z.to(self.dtype)
+        z = z.to(self.dtype).contiguous()  # compiled code takes it as it lies
         count = z.shape[0]
         args = (z,) if self.y is None else (z, self.y[:count])
         if count == self.block or self.backend == "pyro":  # which takes chain by chain anyway
@@ -180,6 +181,12 @@ def _same_on_two_threads(gradient: Gradient, points: Tensor) -> bool:
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*results, strict=True))
 
 
+def warn_of_backend(gradient: Gradient, name: str) -> None:
+    """Warns that ``name``'s gradients come from a slower backend than was asked for, and why; not where they don't."""
+    if gradient.reason:
+        warn(f"{name}: {gradient.reason}. Gradients come from backend {gradient.backend!r}, which is slower.")
+
+
 def _without_grad(graph: Callable) -> Call:
     def call(z: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -199,8 +206,11 @@ def _one_by_one(target: Target) -> Call:
     def one(z: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            value = target.log_density(z, *y)
-            (grad,) = torch.autograd.grad(value, z)
+            try:
+                value = target.log_density(z, *y)
+                (grad,) = torch.autograd.grad(value, z)
+            except torch.linalg.LinAlgError:  # far out a covariance may be singular; there a chain turns back
+                return torch.full_like(z, torch.nan), z.new_full((), torch.nan, dtype=torch.float64)
         return grad, value.detach()
 
     return call

@@ -57,16 +57,16 @@ def diagnose(posterior: Posterior) -> Verdict:
 
 
 def _sampled(posterior: Posterior, method: MCMC) -> Verdict:
-    stats = posterior.draws.stats
+    stats, info = posterior.draws.stats, posterior.draws.info
     watched = results.dataset(posterior.idata, "function_space")
     r_hat = _worst(results.r_hat(watched), watched, np.nanmax)
     bulk = _worst(results.ess(watched, "bulk"), watched, np.nanmin)
     tail = _worst(results.ess(watched, "tail"), watched, np.nanmin)
-    divergences = int(stats["diverging"].sum())
+    divergences = int(info.get("divergences", stats["diverging"].sum()))  # those between kept draws count
     option = "max_tree_depth" if isinstance(method, NUTS) else "max_steps"
     most = getattr(method, option)
     limit = float((stats["tree_depth" if isinstance(method, NUTS) else "n_steps"] >= most).mean())
-    bfmi = float(np.min(results.e_bfmi(stats["energy"])))
+    bfmi = float(info["e_bfmi"]) if "e_bfmi" in info else float(np.min(results.e_bfmi(stats["energy"])))
     numbers = {"r_hat": r_hat[1], "ess_bulk": bulk[1], "ess_tail": tail[1], "e_bfmi": bfmi,
                "divergences": divergences, "at_limit": limit}  # fmt: skip
     shown = (
@@ -94,7 +94,8 @@ def _sampled(posterior: Posterior, method: MCMC) -> Verdict:
     if wanted_draws:
         remedies.append(f"draws={wanted_draws}")
     if divergences:
-        faults.append(f"{divergences} of {stats['diverging'].size} draws diverged; means may be biased.")
+        of = f"{stats['diverging'].size * method.thin} {'draws' if method.thin == 1 else 'transitions'}"
+        faults.append(f"{divergences} of {of} diverged; means may be biased.")
         higher = (1 + method.target_accept) / 2
         remedies.append(f"smaller steps: target_accept={higher:.3g}; or non-centre the scale sites")
     if limit > AT_LIMIT:

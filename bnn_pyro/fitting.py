@@ -28,6 +28,7 @@ from bnn_pyro.dropout import check_dropout, fit_dropout
 from bnn_pyro.ensemble import check_ensemble, fit_ensemble
 from bnn_pyro.errors import OptionError, unknown, warn
 from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Ensemble, Laplace, MCDropout, Method, Prior
+from bnn_pyro.inference.adaptation import check_adaptation
 from bnn_pyro.isolation import check_seed, derive_seed
 from bnn_pyro.laplace import as_fitted, check_laplace, fit_laplace
 from bnn_pyro.minibatches import check_batches
@@ -134,6 +135,8 @@ def fit(
             f"{bnn.name}, standardize: expected one observed site, got {len(target.observed)}: which of them y's standard "
             "deviation belongs to is not known. Standardise the data yourself and pass standardize=False."
         )
+    if isinstance(method, MCMC) and method.adaptation is not None:
+        check_adaptation(method.adaptation, target.dim, bnn.name)
     if isinstance(method, MCMC) and method.init == "ensemble":
         check_rows_part(target)
     if isinstance(method, SVI | MAP | Ensemble | MCDropout) and method.batch_size is not None:

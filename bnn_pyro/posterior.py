@@ -102,16 +102,24 @@ class Posterior:
 
     @property
     def adaptation(self) -> Adaptation:
-        """What the warmup of MCMC has learnt, to sample on with: ``fit(..., adaptation=posterior.adaptation, warmup=0)``.
+        """What the warmup of MCMC has learnt, and where its chains ended.
 
-        Raises: OptionError for a posterior of another kind.
+        ``fit(..., adaptation=posterior.adaptation, warmup=0)`` samples on from there, whatever ``init``; the noise is other
+        than that of the draws so far, for the same seed too.
+        Raises: OptionError for a posterior of another kind, or by Pyro's NUTS, whose chains learn a metric each.
         """
         if not isinstance(self.method, MCMC):
             raise OptionError(
                 f"{self.model.name}, adaptation: expected a posterior by MCMC, got one by {self.method.name}."
             )
+        if self.draws.info.get("engine") == "pyro":
+            raise OptionError(
+                f"{self.model.name}, adaptation: expected a posterior by engine='compiled', got one by Pyro's NUTS, whose "
+                "chains learn a mass matrix each."
+            )
         state = self.draws.state
-        return Adaptation(state["step_size"], state["inverse_mass_matrix"], state.get("trajectory_length"))
+        mass, length = state["inverse_mass_matrix"], state.get("trajectory_length")
+        return Adaptation(state["step_size"], mass, length, self.draws.z[:, -1].clone())
 
     def predict(self, x: Any, seed: int | None = None) -> Prediction | ClassPrediction:
         """The posterior predictive at rows x, given in original units and with the columns of the training rows (or a part

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bnn_pyro.compiled import Gradient, compile_gradient, threads_for
+from bnn_pyro.compiled import Gradient, compile_gradient, threads_for, warn_of_backend
 from bnn_pyro.draws import Draws
 from bnn_pyro.inference import NUTS
 from bnn_pyro.isolation import derive_seed, isolated
@@ -59,6 +59,7 @@ def sample_nuts(target: Target, method: NUTS, seed: int, backend: str = "auto", 
     """
     with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
         gradient = compile_gradient(target, torch.randn(3, target.dim) * 0.5, backend, block=1)
+    warn_of_backend(gradient, target.name)
     total = method.chains * (method.warmup + method.draws)
     starts = starting_points(target, gradient, method.init, seed, method.chains).double()
     chains = []

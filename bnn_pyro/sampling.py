@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bnn_pyro.compiled import Gradient, compile_gradient, threads_for
+from bnn_pyro.compiled import Gradient, compile_gradient, threads_for, warn_of_backend
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import warn
 from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES
@@ -41,13 +41,16 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         info: dict[str, Any] = {"backend": gradient.backend, "backend_reason": gradient.reason}
         if isinstance(method, NUTS):
             info["trees"], info["trees_reason"] = tree_kind(target.device, target.dtype)
-        if gradient.reason:
-            warn(
-                f"{target.name}: {gradient.reason}. Gradients come from backend {gradient.backend!r}, which is slower."
-            )
+            # beside a slow gradient, trees matter little
+            if info["trees_reason"] and not gradient.reason:
+                warn(f"{target.name}: {info['trees_reason']}. NUTS's trees are made by torch, which is slower.")
+        warn_of_backend(gradient, target.name)
         compiled = time.perf_counter()
         bar.set_description("starts")
-        starts = starting_points(target, gradient, method.init, seed, method.chains)
+        given = method.adaptation.position if method.adaptation is not None else None
+        starts = starting_points(target, gradient, method.init, seed, method.chains, given)
+        if given is not None:  # not the noise that led there
+            seed = derive_seed(seed, "onward", given[0].numpy().tobytes().hex())
         started = time.perf_counter()
         with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=gradient.threads):
             recording = Recording(method, target.dim, target.dtype, interrupts, bar, Watch(target))
@@ -65,6 +68,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         state["trajectory_length"] = adaptation.trajectory_length
     info |= {
         "gradient_evaluations": recording.gradients,
+        **recording.facts(),
         "compile_time": compiled - began,
         "start_time": started - compiled,
         "sampling_time": now - started,

@@ -20,15 +20,26 @@ HELD_OUT = 0.1  # share of the rows that members of an ensemble are not trained 
 LOOK = 10  # steps of an optimiser between two looks at those rows
 
 
-def starting_points(target: Target, gradient: Gradient, init: str, seed: int, chains: int) -> Tensor:
+def starting_points(
+    target: Target, gradient: Gradient, init: str, seed: int, chains: int, given: Tensor | None = None
+) -> Tensor:
     """Points (chains, dim) in the target's dtype where log density and gradient are finite, for ``init`` of ``NUTS``.
 
     Chain i's point depends on (seed, i) only.
+
+    Args:
+        given: Points (k, dim) that the first k chains take, but for those where the density is not finite.
     Raises: ModelError after 100 tries, with the site and the term that was not finite.
     """
     z = torch.zeros(chains, target.dim, dtype=target.dtype, device=target.device)
+    taken = torch.zeros(chains, dtype=torch.bool, device=target.device)
+    if given is not None:
+        given = given[:chains].to(z)
+        z[: len(given)], taken[: len(given)] = given, usable(given, gradient, target)
+        if taken.all():
+            return z
     training = _without_held_out_rows(target, gradient, seed) if init == "ensemble" else None
-    wanted = torch.arange(chains, device=target.device)
+    wanted = torch.arange(chains, device=target.device)[~taken]
     for attempt in range(TRIES):
         tries = torch.stack([_try(target, init, derive_seed(seed, "chain", int(i), "start", attempt)) for i in wanted])
         with isolated(dtype=target.dtype, threads=gradient.threads):
@@ -36,13 +47,19 @@ def starting_points(target: Target, gradient: Gradient, init: str, seed: int, ch
                 tries = climb(gradient, tries)
             elif training is not None:
                 tries = climb(training, tries, score=_held_out_score(gradient, training))
-            grad, value = gradient(tries)
-        good = torch.isfinite(value) & torch.isfinite(grad).all(1) & torch.isfinite(tries).all(1)
+        good = usable(tries, gradient, target)
         z[wanted[good]] = tries[good]
         wanted, failed = wanted[~good], tries[~good]
         if not len(wanted):
             return z
     raise ModelError(_explain(target, failed[0]))
+
+
+def usable(z: Tensor, gradient: Gradient, target: Target) -> Tensor:
+    """Which of z (chains, dim) have finite log density and gradient."""
+    with isolated(dtype=target.dtype, threads=gradient.threads):
+        grad, value = gradient(z)
+    return torch.isfinite(value) & torch.isfinite(grad).all(1) & torch.isfinite(z).all(1)
 
 
 def _try(target: Target, init: str, seed: int) -> Tensor:

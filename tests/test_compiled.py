@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyro
@@ -99,6 +100,35 @@ def test_one_thread_where_another_would_change_bits(monkeypatch):
     assert (gradient.backend, gradient.threads) == ("inductor", 1) and torch.get_num_threads() == before
     monkeypatch.setattr(compiled, "inductor", lambda graph, example: graph)
     assert compile_gradient(target, problems.points(target, 3), "inductor").threads > 1
+
+
+def test_a_matrix_that_fails_far_out_gives_nan_there_and_no_error():
+    """In a program that runs as it is, torch raises an error for a chain, which is not to end the others."""
+
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 0.1).to_event(1))
+        correlation = torch.eye(2) + w[0] * torch.eye(2).flip(0)  # positive definite within 1 of 0
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("y", dist.MultivariateNormal(w, correlation), obs=y)
+
+    rows = torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = problems.Problem(program, rows, rows).target()
+    with isolated(dtype=torch.float64):
+        gradient = compile_gradient(target, torch.zeros(2, 2), "pyro")
+        z = torch.tensor([[0.5, 2.0], [1.5, 1.0], [0.3, -1.0]], dtype=torch.float64)
+        grad, value = gradient(z)
+        alone = gradient(z[[0, 2]])
+    assert grad[1].isnan().all() and value[1].isnan()
+    assert torch.equal(grad[[0, 2]], alone[0]) and torch.equal(value[[0, 2]], alone[1])
+    assert alone[0].isfinite().all() and alone[1].isfinite().all()
+
+
+def test_a_strided_position_is_taken_for_what_it_is():
+    target = PROBLEMS["linear"]().target()
+    gradient = compile_gradient(target, problems.points(target, 3), "eager")
+    read = replace(gradient, call=lambda z: (torch.as_strided(z, z.shape, (z.shape[1], 1)), z.sum(1)))
+    z = torch.randn(target.dim, gradient.block, dtype=torch.float64).T
+    assert torch.equal(read(z)[0], z)
 
 
 def test_blocks_hold_the_samplers_usual_chains_unless_they_are_large(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 import bnn_pyro as bnn
-from bnn_pyro import recording, watching
+from bnn_pyro import recording, results, watching
 from bnn_pyro.inference import random_tables
 from bnn_pyro.inference.hmc_run import Info, run_hmc
 from bnn_pyro.inference.mcmc import Adaptation
@@ -39,6 +39,38 @@ def test_draws_stand_where_they_belong_whatever_order_they_come_in(monkeypatch, 
     expected = 100.0 * torch.arange(3)[:, None] + torch.tensor([3.0, 5.0, 7.0, 9.0])  # every second after two of warmup
     assert torch.equal(kept.positions(), torch.stack([expected, -expected], -1))
     assert np.array_equal(kept.stats()["lp"], expected.numpy())
+
+
+def test_divergences_and_energies_between_kept_draws_count():
+    """E-BFMI is ArviZ's of all transitions after warmup, in whatever batches they come."""
+    chains, warmup, thin, draws = 3, 4, 5, 40
+    rng = np.random.default_rng(1)
+    energy = 1e5 + rng.normal(size=(chains, warmup + thin * draws)).cumsum(
+        1
+    )  # slow: that of every fifth would look well
+    diverging = rng.random(energy.shape) < 0.1
+    kept = Recording(
+        bnn.NUTS(chains=chains, warmup=warmup, draws=draws, thin=thin), 1, torch.float64, Interrupts(), no_bar()
+    )
+    at = np.zeros(chains, dtype=int)
+    order = rng.permutation(np.repeat(np.arange(chains), energy.shape[1]))
+    while len(order):
+        batch, order = order[:7], order[7:]
+        numbers = []
+        for chain in batch:
+            numbers.append(at[chain])
+            at[chain] += 1
+        columns = {"energy": energy[batch, numbers], "diverging": diverging[batch, numbers]}
+        rows = torch.from_numpy(batch)
+        kept.record(rows, torch.tensor(numbers), torch.zeros(len(batch), 1), info(rows, **{
+            k: torch.from_numpy(v) for k, v in columns.items()}))  # fmt: skip
+    facts = kept.facts()
+    assert facts["divergences"] == diverging[:, warmup:].sum() > kept.stats()["diverging"].sum()
+    expected = results.e_bfmi(energy[:, warmup:]).min()
+    assert facts["e_bfmi"] == pytest.approx(expected, rel=1e-6) and expected < 0.1
+    assert results.e_bfmi(kept.stats()["energy"]).min() > 3 * expected
+    unthinned = Recording(bnn.NUTS(chains=1, warmup=0, draws=1), 1, torch.float64, Interrupts(), no_bar())
+    assert unthinned.facts() == {}
 
 
 def test_only_what_every_chain_has_is_kept():

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 import bnn_pyro as bnn
-from bnn_pyro import recording
+from bnn_pyro import recording, sampling
+from bnn_pyro.inference import native_trees
 from bnn_pyro.inference.mcmc import Adaptation
 from bnn_pyro.interrupts import Interrupts, watch_interrupts
+from bnn_pyro.sampling import run
 
 MODEL = bnn.get_model("mlp_gaussian", hidden=(5,), activation="tanh")
 QUICK = {"nuts": {"max_tree_depth": 4}, "hmc": {"max_steps": 20}, "chees": {"max_steps": 20}}
@@ -37,7 +39,7 @@ def given(dim):
 
 @pytest.fixture(scope="module")
 def dim(rows):
-    return draws(rows, "chees", chains=2, warmup=0, draws=1).z.shape[-1]
+    return draws(rows, "nuts", chains=2, warmup=0, draws=1).z.shape[-1]
 
 
 @pytest.mark.parametrize("inference", QUICK)
@@ -87,6 +89,65 @@ def test_an_adaptation_is_taken_over_as_it_is(rows, inference):
         bnn.NUTS(chains=3, adaptation=Adaptation(torch.ones(2), torch.ones(5)))
     with pytest.raises(bnn.OptionError, match="expected a posterior by MCMC, got one by map"):
         _ = MODEL.fit(rows, inference="map", steps=5).adaptation
+
+
+def test_a_warning_says_that_trees_are_torchs(rows, monkeypatch):
+    monkeypatch.setattr(native_trees.native, "load", lambda source: None)
+    monkeypatch.setattr(native_trees.native, "reason", lambda source: "trees.cpp cannot be built: there is no compiler")
+    with pytest.warns(
+        UserWarning, match=r"trees\.cpp cannot be built: there is no compiler\. NUTS's trees are made by torch"
+    ):
+        draws(rows, "nuts", chains=2, warmup=0, draws=1)
+
+
+@pytest.mark.parametrize("inference", ["nuts", "chees"])
+def test_chains_go_on_from_where_they_ended_with_other_noise(rows, inference, monkeypatch):
+    """The first draw, by steps too small to move, is where the chain ended."""
+    first = MODEL.fit(rows, inference=inference, chains=4, warmup=40, draws=5, backend="eager", **QUICK[inference])
+    learnt = first.adaptation
+    assert torch.equal(learnt.position, first.draws.z[:, -1])
+    still = learnt._replace(step_size=torch.full_like(learnt.step_size, 1e-9))
+    if learnt.trajectory_length is not None:
+        still = still._replace(trajectory_length=torch.tensor(1e-9, dtype=torch.float64))
+    for chains in (4, 2, 6):
+        short = still._replace(step_size=still.step_size[:1])
+        again = draws(rows, inference, chains=chains, warmup=0, draws=1, adaptation=short)
+        near = (again.z[:4, 0] - learnt.position[:chains]).abs().amax(1) < 1e-3
+        assert near.all() and len(near) == min(chains, 4)
+    seeds = []
+    monkeypatch.setattr(sampling, "run", lambda gradient, starts, method, seed, recorder: seeds.append(seed) or run(
+        gradient, starts, method, seed, recorder))  # fmt: skip
+    for chains, adaptation in (
+        (4, still),
+        (2, still._replace(step_size=still.step_size[:1])),
+        (4, still._replace(position=None)),
+    ):
+        draws(rows, inference, chains=chains, warmup=0, draws=1, adaptation=adaptation)
+    onward, among_fewer, anew = seeds
+    assert onward == among_fewer != anew == 0
+
+
+@pytest.mark.parametrize(("field", "value", "said"), [
+    ("inverse_mass_matrix", torch.ones(1), "an inverse mass matrix of shape"),
+    ("inverse_mass_matrix", torch.ones(4, 7), "an inverse mass matrix of shape"),
+    ("inverse_mass_matrix", None, "positive"),
+    ("step_size", torch.tensor([float("nan")]), "positive"),
+    ("position", torch.ones(4, 1), "positions of shape"),
+])  # fmt: skip
+def test_an_adaptation_of_something_else_is_refused_before_work(rows, field, value, said, monkeypatch):
+    first = MODEL.fit(rows, chains=2, warmup=3, draws=1, backend="eager", progress=False)
+    dim = first.target.dim
+    value = torch.ones(dim, dim) if value is None else value  # singular
+    monkeypatch.setattr("bnn_pyro.fitting._infer", lambda *_: pytest.fail("work began"))
+    with pytest.raises(bnn.OptionError, match=f"mlp_gaussian, adaptation: expected .*{said}"):
+        draws(rows, "nuts", chains=1, warmup=0, draws=1, adaptation=first.adaptation._replace(
+            step_size=torch.ones(1), position=None)._replace(**{field: value}))  # fmt: skip
+
+
+def test_pyros_nuts_has_no_adaptation_to_hand_on(rows):
+    by_pyro = MODEL.fit(rows, chains=1, warmup=3, draws=2, engine="pyro", progress=False)
+    with pytest.raises(bnn.OptionError, match="got one by Pyro's NUTS"):
+        _ = by_pyro.adaptation
 
 
 def test_draws_go_to_a_file_where_they_are_many_and_are_the_same(rows, monkeypatch):

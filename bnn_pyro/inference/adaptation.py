@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_pyro.inference.mcmc import MCMC
+from bnn_pyro.errors import OptionError
+from bnn_pyro.inference.mcmc import MCMC, Adaptation
 from bnn_pyro.inference.metric import GradientCall, Metric
 from bnn_pyro.inference.step_sizes import first_step_size
 from bnn_pyro.noise import Noise
@@ -152,6 +153,30 @@ def windows(warmup: int, first: int = 25, head: int = 75, tail: int = 50) -> Sch
         ends.append(end)
         start, size = end, 2 * size
     return Schedule(head, tuple(ends))
+
+
+def check_adaptation(given: Adaptation, dim: int, where: str) -> None:
+    """Raises: OptionError for what cannot have been learnt of a posterior of ``dim`` latent numbers."""
+    mass, length, position = given.inverse_mass_matrix, given.trajectory_length, given.position
+    fault = ""
+    if tuple(mass.shape) not in ((dim,), (dim, dim)):
+        fault = f"an inverse mass matrix of shape ({dim},) or ({dim}, {dim}), got {tuple(mass.shape)}"
+    elif position is not None and (position.ndim != 2 or position.shape[1] != dim or not len(position)):
+        fault = f"positions of shape (chains, {dim}), got {tuple(position.shape)}"
+    elif not all(map(_positive, (given.step_size, mass, *(() if length is None else (length,))))):
+        fault = "step sizes, trajectory length and inverse mass matrix that are positive (definite), got others"
+    if fault:
+        raise OptionError(f"{where}, adaptation: expected {fault}. Take it from a posterior of the same model by MCMC.")
+
+
+def _positive(values: Tensor) -> bool:
+    if not values.isfinite().all():
+        return False
+    if values.ndim == 2:
+        values = values.double()
+        rounding = 1e-6 * float(values.abs().max())
+        return torch.allclose(values, values.mT, atol=rounding) and not int(torch.linalg.cholesky_ex(values).info)
+    return bool((values > 0).all())
 
 
 def first_settings(gradient: GradientCall, position: Tensor, method: MCMC, seed: int) -> tuple[Metric, Tensor]:

@@ -17,7 +17,7 @@ class HMC(MCMC):
 
     Args:
         trajectory_length: Mean of step size times steps, in units where the posterior has unit spread. A quarter turn of
-            a normal distribution's orbit is pi / 2.
+            a normal distribution's orbit is pi / 2. None for that of ``adaptation``, or a quarter turn.
         max_steps: Leapfrog steps of a trajectory, at most.
 
     ``chains``, ``warmup``, ``draws``, ``thin``, ``target_accept``, ``dense_mass``, ``init`` and ``adaptation`` are as
@@ -26,12 +26,13 @@ class HMC(MCMC):
 
     name: ClassVar[str] = "hmc"
 
-    trajectory_length: float = 1.5707963267948966
+    trajectory_length: float | None = None
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("trajectory_length")
+        if self.trajectory_length is not None:
+            self._require_positive("trajectory_length")
         self._require_count("max_steps")
 
 
@@ -61,3 +62,7 @@ class ChEES(MCMC):
         super().__post_init__()
         self._require_count("max_steps")
         self._require("chains", self.chains >= 2 or self.warmup == 0, "at least 2, to learn the length from")
+        knows = self.adaptation is not None and self.adaptation.trajectory_length is not None
+        self._require(
+            "warmup", self.warmup > 0 or knows, "at least 1, or the adaptation of a posterior by HMC or ChEES"
+        )

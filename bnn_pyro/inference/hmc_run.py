@@ -59,9 +59,7 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
     momenta = Momenta(Noise(seed, "momentum", device), everyone, dim, position.dtype)
     metric, step_sizes = first_settings(gradient, position, method, seed)
     step_size = step_sizes.median()
-    length = method.adaptation.trajectory_length if method.adaptation is not None else None
-    if length is None:
-        length = torch.tensor(getattr(method, "trajectory_length", float(step_size)), dtype=torch.float64)
+    length = _first_length(method, step_size)
     averaging = SharedStep(step_size, method.target_accept)
     lengths = LengthAdaptation(length) if isinstance(method, ChEES) else None
     moments = Moments(chains, dim, method.dense_mass, device)
@@ -103,6 +101,15 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
     return Adaptation(
         step_size[None], metric.inverse_mass_matrix.double(), lengths.length if lengths is not None else length
     )
+
+
+def _first_length(method: HMC | ChEES, step_size: Tensor) -> Tensor:
+    """What was asked for, else what was learnt before, else a quarter turn; where it is to be learnt, a step."""
+    if isinstance(method, HMC) and method.trajectory_length is not None:
+        return torch.tensor(method.trajectory_length, dtype=torch.float64)
+    if method.adaptation is not None and method.adaptation.trajectory_length is not None:
+        return method.adaptation.trajectory_length
+    return torch.tensor(math.pi / 2, dtype=torch.float64) if isinstance(method, HMC) else step_size
 
 
 class State(NamedTuple):

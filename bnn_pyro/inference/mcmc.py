@@ -20,11 +20,13 @@ class Adaptation(NamedTuple):
         step_size: (chains,), or (1,) for all.
         inverse_mass_matrix: (dim,) or (dim, dim).
         trajectory_length: () of HMC and ChEES: step size times steps, in units where the posterior has unit spread.
+        position: (k, dim) unconstrained, from which chains 0 ... k - 1 go on; others begin as ``init`` says. None for none.
     """
 
     step_size: Tensor
     inverse_mass_matrix: Tensor
     trajectory_length: Tensor | None = None
+    position: Tensor | None = None
 
 
 class Recorder(Protocol):
@@ -66,7 +68,7 @@ class MCMC(Method):
         given = self.adaptation
         self._require(
             "adaptation",
-            given is None or (isinstance(given, Adaptation) and len(given.step_size) in (1, self.chains)),
+            given is None or (isinstance(given, Adaptation) and tuple(given.step_size.shape) in ((1,), (self.chains,))),
             f"the adaptation of a posterior by {self.chains} chains, or one step size for all",
         )
 

@@ -26,7 +26,7 @@ _CONSTANTS = ("target", "gamma", "t0", "kappa")
 _ADDRESSES = ("normals", "root", "first", "transition", "centre", "averaging", "position", "figures", "chain", "number")
 
 
-class State(ctypes.Structure):
+class WalkState(ctypes.Structure):
     """Sizes, constants and addresses, field by field as ``Walk`` in ``trees.cpp``."""
 
     _fields_: ClassVar = [
@@ -48,7 +48,7 @@ class NativeWalk(Walk):
         self._position = trees.position.new_empty(self._room, dim)
         self._figures = torch.empty(len(Info._fields), self._room, dtype=torch.float64)
         self._chain, self._number = torch.empty(2, self._room, dtype=torch.int64)
-        momenta, state = trees.momenta, State()
+        momenta, state = trees.momenta, WalkState()
         state.warmup, state.ahead = warmup, momenta.ahead
         state.target, state.gamma, state.t0, state.kappa = averaging.target, GAMMA, T0, KAPPA
         state.first, state.transition = momenta.first.ctypes.data, self.transition.ctypes.data

@@ -28,7 +28,8 @@ class NUTS(MCMC):
         init: ``"prior"`` starts each chain at its own draw of the prior; ``"map"`` at the mode that Adam finds from there;
             ``"ensemble"`` at a member of a deep ensemble: the same but with a tenth of the rows held out, stopped where
             these are most likely; ``"uniform"`` at Uniform(-2, 2) in unconstrained space.
-        adaptation: ``earlier.adaptation`` of a posterior of the same model and data; with ``warmup=0`` it stays as it is.
+        adaptation: ``earlier.adaptation`` of a posterior of the same model and data, where it begins: chains at the
+            earlier ones' last draws, and with ``warmup=0`` what they learnt stays as it is.
     """
 
     name: ClassVar[str] = "nuts"

@@ -38,7 +38,7 @@ struct State {
     int64_t *ended;              // (chains,), filled by settle
 };
 
-// Field by field ``State`` in native_walk.py. Trees that ended wait in the last four, each with room for as many.
+// Field by field ``WalkState`` in native_walk.py. Trees that ended wait in the last four, each with room for as many.
 struct Walk {
     int64_t warmup, until, ahead, ended, resting;
     double target, gamma, t0, kappa;
