@@ -20,16 +20,18 @@ from scipy import stats
 from torch import Tensor
 from torch.func import vmap
 
-from bnn_pyro.compiled import BACKENDS, block_for, compile_gradient, threads_for
+from bnn_pyro.arguments import as_model, find_dtype
+from bnn_pyro.compiled import BACKENDS, Gradient, block_for, compile_gradient, threads_for, warn_of_backend
 from bnn_pyro.data import inputs_to_tensors
 from bnn_pyro.errors import ModelError, OptionError, unknown
 from bnn_pyro.function_space import watched
 from bnn_pyro.inference import MCMC, Method, make_method
+from bnn_pyro.inference.adaptation import check_adaptation
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.isolation import check_seed, derive_seed, isolated
 from bnn_pyro.recording import Recording
 from bnn_pyro.sampling import no_bar, run
-from bnn_pyro.starts import prior_point
+from bnn_pyro.starts import TRIES, prior_point, usable
 from bnn_pyro.structure import build_target
 from bnn_pyro.target import Target
 
@@ -57,9 +59,10 @@ class Calibration:
         """By quantity, of ranks in 20 bins against uniform ones: 19 degrees of freedom."""
         found = {}
         edges = np.linspace(0, self.draws + 1, BINS + 1)
+        share = np.histogram(np.arange(self.draws + 1), edges)[0] / (self.draws + 1)  # bins may hold unequal ranks
         for name, ranks in self.ranks.items():
             counts = np.histogram(ranks, edges)[0]
-            expected = len(ranks) * np.diff(edges) / (self.draws + 1)
+            expected = len(ranks) * share
             found[name] = float((((counts - expected) ** 2) / expected).sum())
         return found
 
@@ -100,41 +103,53 @@ def calibrate(
 
     Args:
         model: As in ``fit``; its y is drawn from the prior predictive, so it needs proper priors and one observed site.
-        inference: ``"nuts"``, ``"hmc"`` or ``"chees"`` with options as in ``fit``, such as ``warmup=300, thin=10``; ``thin``
-            (10 unless said) is to make draws nearly independent.
+        inference: ``"nuts"``, ``"hmc"`` or ``"chees"`` with options as in ``fit``, such as ``warmup=300, thin=10``, which is
+            what they are unless said; ``thin`` is to make draws nearly independent. Or a value, such as ``NUTS(thin=10)``.
+            Chains begin at draws of the prior.
         sets: Sets of data, each a chain.
-        draws: Of each posterior.
+        draws: Of each posterior, at least 19.
         seed, dtype, backend: As in ``fit``.
         sampler: Replaces the run of all chains, ``bnn_pyro.sampling.run``; to see that a broken one is found.
     Raises: OptionError or UnknownNameError for a method that is not MCMC and for options; ModelError for a program that
         cannot be simulated from.
     """
-    from bnn_pyro.fitting import as_model, find_dtype
-
     check_seed(seed)
     floating = find_dtype(dtype)
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     bnn = as_model(model).fresh()
-    if isinstance(inference, str):
-        options = {"warmup": 300, "thin": 10, **options, "chains": sets, "draws": draws}
-        method = make_method(inference, options)
-    else:
-        method = inference
+    if not isinstance(draws, int) or draws < BINS - 1:
+        raise OptionError(f"calibrate, draws: expected at least {BINS - 1}, for ranks in {BINS} bins, got {draws!r}.")
+    for option, instead in (("chains", "Write sets=..."), ("init", "Chains begin at draws of the prior")):
+        if option in options:
+            raise OptionError(f"calibrate: expected no {option}, got {options[option]!r}. {instead}.")
+    method = make_method(inference, {} if isinstance(inference, str) else options)
     if not isinstance(method, MCMC):
         raise OptionError(f"calibrate, inference: expected 'nuts', 'hmc' or 'chees', got {method.name!r}.")
-    method = replace(method, chains=sets, draws=draws)
+    size: dict[str, Any] = {"chains": sets, "draws": draws}
+    if isinstance(inference, str):
+        size = {"warmup": 300, "thin": 10, **options, **size}
+        make_method(inference, size)  # refuses an option that is misspelt
+    method = replace(method, **size)
     target, truth, y = simulate(bnn, x, sets, seed, floating)
+    if method.adaptation is not None:
+        check_adaptation(method.adaptation, target.dim, bnn.name)
     with isolated(derive_seed(seed, "check"), floating, threads=threads_for(target)):
         block = block_for(target, truth[0], type(method).chains)  # as many as fit: there are many chains
         gradient = compile_gradient(target, truth[:3], backend, y=y, block=block)
-    starts = torch.stack([_prior_draw(target, derive_seed(seed, "start", i)) for i in range(sets)])
+    warn_of_backend(gradient, bnn.name)
+    starts = _starts(target, gradient, sets, seed)
     with isolated(dtype=floating, threads=gradient.threads), no_bar() as bar:
         recording = Recording(method, target.dim, floating, Interrupts(), bar)
         (sampler or run)(gradient, starts, method, derive_seed(seed, "run"), recording)
     found = _quantities(target, torch.cat([truth[:, None], recording.positions()], 1), y)
     ranks = {name: (values[:, 1:] < values[:, :1]).sum(1) for name, values in found.items()}
-    info = {"backend": gradient.backend, "gradients": recording.gradients, "divergences": recording.divergences}
+    info = {
+        "backend": gradient.backend,
+        "backend_reason": gradient.reason,
+        "gradients": recording.gradients,
+        "divergences": recording.divergences,
+    }
     return Calibration(ranks, draws, info)
 
 
@@ -159,6 +174,20 @@ def simulate(bnn: Any, x: Any, sets: int, seed: int, dtype: torch.dtype) -> tupl
 def _prior_draw(target: Target, seed: int) -> Tensor:
     with isolated(seed, target.dtype), torch.no_grad():
         return prior_point(target)
+
+
+def _starts(target: Target, gradient: Gradient, sets: int, seed: int) -> Tensor:
+    """Draws of the prior (sets, dim) at which each set's density is finite. Raises: ModelError after 100 tries."""
+    starts = torch.stack([_prior_draw(target, derive_seed(seed, "start", i)) for i in range(sets)])
+    for attempt in range(1, TRIES + 1):
+        bad = (~usable(starts, gradient, target)).nonzero()[:, 0]
+        if not len(bad):
+            return starts
+        starts[bad] = torch.stack([_prior_draw(target, derive_seed(seed, "start", int(i), attempt)) for i in bad])
+    raise ModelError(
+        f"{target.name}, calibrate: expected a finite density at a draw of the prior, got none in {TRIES} tries for "
+        f"{len(bad)} of {sets} sets of data. Check the priors' scales."
+    )
 
 
 def _quantities(target: Target, z: Tensor, y: Tensor) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import bnn_pyro as bnn
-from bnn_pyro import networks
+from bnn_pyro import calibration, networks
+from bnn_pyro.isolation import derive_seed
 from bnn_pyro.sampling import run
 
 ROWS = 20
@@ -136,7 +137,46 @@ def test_ranks_of_uniform_numbers_pass_and_of_others_fail():
     assert not bnn.Calibration({"a": random.binomial(99, 0.5, 1000)}, 99, {}).passed
 
 
+@pytest.mark.parametrize("draws", [19, 50, 99, 120])
+def test_uniform_ranks_have_the_chi_square_of_nineteen_degrees_of_freedom(draws):
+    """For any number of draws: bins of 50 hold two ranks or three. The mean of 400 is known to 0.3."""
+    random = np.random.default_rng(4)
+    ranks = {str(i): random.integers(0, draws + 1, 1000) for i in range(400)}
+    assert np.mean(list(bnn.Calibration(ranks, draws, {}).chi_square.values())) == pytest.approx(19, abs=1.3)
+
+
+def test_chains_begin_where_the_density_is_finite(monkeypatch):
+    """Starts that are spoilt are drawn again; where all are, a sentence says so."""
+    spoilt, draw = [], calibration._prior_draw
+
+    def prior_draw(target, seed):
+        z = draw(target, seed)
+        if seed in spoilt:
+            z[:] = torch.nan
+        return z
+
+    monkeypatch.setattr(calibration, "_prior_draw", prior_draw)
+    settings = {"sets": 4, "draws": 19, "warmup": 20, "thin": 1, "backend": "eager", "max_tree_depth": 4}
+    spoilt += [derive_seed(0, "start", 2), derive_seed(0, "start", 2, 1)]
+    found = bnn.calibrate(bnn.get_model("linear"), rows(2), **settings)
+    assert all(len(ranks) == 4 for ranks in found.ranks.values())
+    spoilt += [derive_seed(0, "start", 2, attempt) for attempt in range(2, 101)]
+    with pytest.raises(bnn.ModelError, match=r"linear, calibrate: expected a finite density .* for 1 of 4 sets"):
+        bnn.calibrate(bnn.get_model("linear"), rows(2), **settings)
+
+
 def test_what_cannot_be_calibrated_is_refused():
+    for said, options in {
+        "draws: expected at least 19": {"draws": 18},
+        "expected no chains, got 4. Write sets=": {"chains": 4},
+        "expected no init": {"init": "map"},
+        "expected options inside the value, got thin": {"inference": bnn.NUTS(), "thin": 3},
+        "expected 'nuts', 'hmc' or 'chees', got 'laplace'": {"inference": "laplace"},
+    }.items():
+        with pytest.raises(bnn.OptionError, match=said):
+            bnn.calibrate(bnn.get_model("linear"), rows(2), **options)
+    with pytest.raises(bnn.UnknownNameError, match="thinn"):
+        bnn.calibrate(bnn.get_model("linear"), rows(2), thinn=3)
     with pytest.raises(bnn.OptionError, match="expected 'nuts', 'hmc' or 'chees', got 'svi'"):
         bnn.calibrate(bnn.get_model("linear"), rows(2), inference=bnn.SVI())
     with pytest.raises(bnn.OptionError, match="seed"):
