@@ -6,6 +6,7 @@ do without, and ``reason`` says why. ``begin`` builds while other work goes on.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -52,15 +53,24 @@ def reason(source: Path) -> str:
 def _cached(source: Path) -> ctypes.CDLL:
     compiler = _compiler()
     name = f"{source.stem}-{_key(source, compiler)}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnn_pyro"
+    folder = _folder()
+    if folder is not None:
+        with contextlib.suppress(OSError):  # a damaged file, which is made anew
+            return ctypes.CDLL(str(folder / name))
+        with contextlib.suppress(OSError):  # a full disk, a folder from which nothing may be loaded
+            return ctypes.CDLL(str(_build(source, compiler, folder / name)))
+    with tempfile.TemporaryDirectory(prefix="bnn_pyro_") as temporary:  # what is loaded stays, without its file
+        return ctypes.CDLL(str(_build(source, compiler, Path(temporary, name))))
+
+
+def _folder() -> Path | None:
+    """Where libraries are kept; None for a home that is missing or cannot be written."""
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnn_pyro"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (folder / name).exists():
-            _build(source, compiler, folder / name)
-        return ctypes.CDLL(str(folder / name))
-    except (OSError, RuntimeError):  # a home that is missing or cannot be written, a damaged file
-        with tempfile.TemporaryDirectory(prefix="bnn_pyro_") as temporary:  # what is loaded stays, without its file
-            return ctypes.CDLL(str(_build(source, compiler, Path(temporary, name))))
+    except (OSError, RuntimeError):
+        return None
+    return folder
 
 
 def _compiler() -> list[str]:
