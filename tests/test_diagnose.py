@@ -1,5 +1,7 @@
 """The verdict: healthy draws are believed, each planted fault is named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,28 @@ def test_one_divergence(healthy):
     verdict = healthy.diagnose()
     assert verdict.verdict == "not converged" and "1 of 1000 draws diverged" in str(verdict)
     assert any("target_accept=0.9" in r for r in verdict.remedies)
+
+
+def test_transitions_between_kept_draws_count(healthy, monkeypatch):
+    monkeypatch.setattr(healthy, "method", replace(healthy.method, thin=10))
+    monkeypatch.setattr(healthy.draws, "info", healthy.draws.info | {"divergences": 3, "e_bfmi": 0.1})
+    said = str(healthy.diagnose())
+    assert "3 of 10000 transitions diverged" in said and "E-BFMI is 0.10" in said
+
+
+def test_a_thinned_fit_says_what_it_left_out():
+    settings = {
+        "chains": 4,
+        "warmup": 20,
+        "draws": 30,
+        "thin": 4,
+        "dtype": "float64",
+        "backend": "eager",
+        "progress": False,
+    }
+    posterior = bnn.get_model("linear", noise=0.5).fit(bnn.load_dataset("stackloss").train, **settings)
+    assert posterior.draws.info["divergences"] == posterior.diagnose().numbers["divergences"]
+    assert posterior.draws.info["e_bfmi"] == posterior.diagnose().numbers["e_bfmi"] > 0.3
 
 
 def test_trees_at_their_limit(healthy):
