@@ -54,7 +54,7 @@ class Energies:
     """E-BFMI of each chain, from energies as they come: those of thinned-out transitions are not kept, but count.
 
     Every tenth energy looks freshly drawn however slowly energies move, so that kept ones alone would say nothing.
-    Source: Betancourt 2016, arXiv:1604.00695, equation 5.
+    Source: Betancourt 2016, arXiv:1604.00695.
     """
 
     def __init__(self, chains: int):
@@ -160,7 +160,7 @@ class Recording:
         return {name: table.read(self.kept) for name, table in self._stats.items()}
 
     def facts(self) -> dict[str, float]:
-        """Of all transitions after warmup, where ``stats`` has every so-manieth only: what the verdict must not miss."""
+        """Of all transitions after warmup, where ``stats`` lacks some: what the verdict must not miss."""
         if self._energies is None:
             return {}
         return {"divergences": self.divergences, "e_bfmi": float(self._energies.e_bfmi().min())}

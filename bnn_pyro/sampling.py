@@ -50,7 +50,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         given = method.adaptation.position if method.adaptation is not None else None
         starts = starting_points(target, gradient, method.init, seed, method.chains, given)
         if given is not None:  # not the noise that led there
-            seed = derive_seed(seed, "onward", given[0].numpy().tobytes().hex())
+            seed = derive_seed(seed, "onward", given[0].cpu().numpy().tobytes().hex())
         started = time.perf_counter()
         with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=gradient.threads):
             recording = Recording(method, target.dim, target.dtype, interrupts, bar, Watch(target))
