@@ -7,7 +7,8 @@ fails the check, or cannot be traced or compiled, is not used, and ``reason`` sa
 
 Chains go through in blocks of a size that the sampler, the model and its rows decide, and each stands at the same place of
 its block whatever the number of chains: matrix products and sums may round differently for another batch or place.
-Threads share a block's chains, which leaves each chain's sums as they are; whether it does is checked, too.
+Threads share a block's chains, which leaves each chain's sums as they are; whether it does is checked, too. So they may be
+as many as are faster at the time (``pace``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bnn_pyro.batching import bytes_made
 from bnn_pyro.errors import warn
 from bnn_pyro.graphs import normal_priors, trace
 from bnn_pyro.inductor import inductor, try_compiler
+from bnn_pyro.pace import FasterThreads
 from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills
 from bnn_pyro.target import Target
@@ -154,7 +156,9 @@ def compile_gradient(
     except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
         return replace(eager, reason=f"inductor failed: {sentence(error)}")
     threads = target.dim * target.n * size // WORK_PER_THREAD
-    return replace(fast, threads=threads) if threads > 1 and _same_on_two_threads(fast, points) else fast
+    if target.device.type == "cpu" and threads > 1 and _same_on_two_threads(fast, points):
+        return replace(fast, threads=threads, call=FasterThreads(fast.call))
+    return fast
 
 
 def _hold_freed_memory() -> None:
