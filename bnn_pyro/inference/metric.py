@@ -60,8 +60,11 @@ class Metric:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of rows, float64."""
-    return (a * b).sum(-1, dtype=torch.float64)
+    """Inner products of rows, float64: each the same whatever the other rows and torch's number of threads."""
+    product = a * b
+    if len(product) == 1:  # torch would give each thread a piece of a sole row, and add up the pieces
+        return product.expand(2, -1).sum(-1, dtype=torch.float64)[:1]
+    return product.sum(-1, dtype=torch.float64)
 
 
 def leapfrog(

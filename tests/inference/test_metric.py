@@ -167,3 +167,18 @@ def test_a_swapped_mass_matrix_is_caught(monkeypatch):
         test_the_metric_agrees_with_plain_linear_algebra(False)
     with pytest.raises(AssertionError):
         test_momenta_of_random_numbers_have_the_mass_matrix_as_covariance(False)
+
+
+def test_an_inner_product_depends_on_neither_threads_nor_other_rows():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(10, 4, 300_000, generator=generator) for _ in range(2))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [dot(x, y) for x, y in zip(a, b, strict=True)]
+        torch.set_num_threads(2)
+        for x, y, expected in zip(a, b, alone, strict=True):
+            assert torch.equal(dot(x, y), expected)
+            assert torch.equal(dot(x[:1], y[:1]), expected[:1]) and torch.equal(dot(x[1:], y[1:]), expected[1:])
+    finally:
+        torch.set_num_threads(before)
