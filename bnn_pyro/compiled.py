@@ -5,8 +5,7 @@ Larger problems go through inductor: ``COMPILE_FROM`` states the rule, by model 
 or the clock, so that the same call gives the same draws. Whatever is used is checked against the program before; what
 fails the check, or cannot be traced or compiled, is not used, and ``reason`` says why.
 
-Chains go through in blocks of a size that the sampler, the model and its rows decide, and each stands at the same place of
-its block whatever the number of chains: matrix products and sums may round differently for another batch or place.
+Chains go through in blocks (``blocks``) of a size that the sampler, the model and its rows decide.
 Threads share a block's chains, which leaves each chain's sums as they are; whether it does is checked, too. So they may be
 as many as are faster at the time (``pace``).
 """
@@ -16,12 +15,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from bnn_pyro.batching import bytes_made
+from bnn_pyro.blocks import in_blocks, padded
 from bnn_pyro.errors import warn
 from bnn_pyro.graphs import normal_priors, trace
 from bnn_pyro.inductor import inductor, try_compiler
@@ -67,27 +66,10 @@ class Gradient:
         z = z.to(self.dtype).contiguous()  # compiled code takes it as it lies
         count = z.shape[0]
         args = (z,) if self.y is None else (z, self.y[:count])
-        if count == self.block or self.backend == "pyro":  # which takes chain by chain anyway
+        if self.backend == "pyro":  # which takes chain by chain anyway
             return self.call(*args)
-        if count < self.block:
-            grad, value = self.call(*(_padded(t, self.block) for t in args))
-            return grad[:count], value[:count]
-        parts = [
-            self.call(*(_padded(t[start : start + self.block], self.block) for t in args))
-            for start in range(0, count, self.block)
-        ]
-        grads, values = zip(*parts, strict=True)
-        return torch.cat(grads)[:count], torch.cat(values)[:count]
-
-
-def _padded(rows: Tensor, block: int) -> Tensor:
-    return rows.index_select(0, _places(len(rows), block, rows.device)) if len(rows) < block else rows.contiguous()
-
-
-@cache
-def _places(count: int, block: int, device: torch.device) -> Tensor:
-    """Rows that fill a block: all of them, then the first again, at which nothing fails that doesn't fail anyway."""
-    return torch.cat([torch.arange(count), torch.zeros(block - count, dtype=torch.long)]).to(device)
+        grad, value = in_blocks(self.call, self.block, *args)
+        return grad, value
 
 
 def threads_for(target: Target) -> int | None:
@@ -139,7 +121,7 @@ def compile_gradient(
     program = Gradient(_one_by_one(target), "pyro", size, target.dtype, y=y, threads=threads_for(target))
     if backend == "pyro":
         return program
-    example = (_padded(points[:1], size),) if y is None else (_padded(points[:1], size), _padded(y[:1], size))
+    example = (padded(points[:1], size),) if y is None else (padded(points[:1], size), padded(y[:1], size))
     try:
         graph = trace(target, normal_priors(target), *example)
         eager = _checked(replace(program, call=_without_grad(graph), backend="eager"), program, points)

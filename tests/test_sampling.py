@@ -31,10 +31,14 @@ def draws(rows, inference, backend="eager", **options):
     return MODEL.fit(rows, inference=inference, progress=False, backend=backend, **QUICK[inference], **options).draws
 
 
-def given(dim):
+def given(dim, dense=False):
     """An adaptation that nothing was learnt for."""
     length = torch.tensor(0.5, dtype=torch.float64)
-    return Adaptation(torch.tensor([0.05], dtype=torch.float64), torch.ones(dim, dtype=torch.float64), length)
+    inverse = torch.ones(dim, dtype=torch.float64)
+    if dense:
+        root = torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / dim**0.5
+        inverse = root @ root.T + torch.eye(dim, dtype=torch.float64)
+    return Adaptation(torch.tensor([0.05], dtype=torch.float64), inverse, length)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +47,10 @@ def dim(rows):
 
 
 @pytest.mark.parametrize("inference", QUICK)
+@pytest.mark.parametrize("dense", [False, True], ids=["diagonal", "dense"])
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_chain_is_the_same_among_any_number_and_length(rows, dim, inference, backend):
-    settings = {"warmup": 0, "adaptation": given(dim), "seed": 3, "backend": backend}
+def test_a_chain_is_the_same_among_any_number_and_length(rows, dim, inference, dense, backend):
+    settings = {"warmup": 0, "adaptation": given(dim, dense), "dense_mass": dense, "seed": 3, "backend": backend}
     many = draws(rows, inference, chains=64, draws=10, **settings)
     assert len({tuple(chain[-1].tolist()) for chain in many.z}) == 64
     for chains in (1, 2, 4, 16):

@@ -13,6 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bnn_pyro.blocks import in_blocks
+
+BLOCK = 4  # rows that a dense matrix is multiplied with at once
 DIVERGENCE = 1000.0  # energy error above which a step has left the level set
 
 GradientCall = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -40,13 +43,19 @@ class Metric:
 
     def velocity(self, momentum: Tensor) -> Tensor:
         """M^-1 r for r (c, dim)."""
-        return momentum @ self.inverse_mass_matrix if self.dense else momentum * self.inverse_mass_matrix
+        if not self.dense:
+            return momentum * self.inverse_mass_matrix
+        return in_blocks(lambda rows: (rows @ self.inverse_mass_matrix,), BLOCK, momentum)[0]
 
     def momentum(self, normal: Tensor) -> Tensor:
         """r ~ Normal(0, M) from standard normal numbers (c, dim)."""
-        if self.dense:
-            return torch.linalg.solve_triangular(self.root.mT, normal.mT, upper=True).mT
-        return normal / self.root
+        if not self.dense:
+            return normal / self.root
+
+        def solve(rows: Tensor) -> tuple[Tensor]:
+            return (torch.linalg.solve_triangular(self.root.mT, rows.mT, upper=True).mT,)
+
+        return in_blocks(solve, BLOCK, normal)[0]
 
     def kinetic(self, momentum: Tensor) -> Tensor:
         """r' M^-1 r / 2, (c,) float64."""
