@@ -20,6 +20,7 @@ from torch.func import functionalize, grad_and_value, vmap
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from bnn_pyro.failing import nan_where_it_fails
 from bnn_pyro.simplify import simplify
 from bnn_pyro.target import Target
 
@@ -114,7 +115,7 @@ def trace_function(function: Callable, example: tuple[Tensor, ...], copies: int)
     # Without values the intermediate ones of a large program take no memory; with them, programs may look at their data.
     large = example[0].numel() >= VALUES_UP_TO * copies
     tracer = make_fx(pure, table, tracing_mode="fake" if large else "real", _allow_non_fake_inputs=True)
-    return simplify(tracer(*example))
+    return simplify(nan_where_it_fails(tracer(*example)))
 
 
 def rational_tanh(x: Tensor) -> Tensor:

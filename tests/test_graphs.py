@@ -8,7 +8,7 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import problems
-from bnn_pyro.graphs import FEW, normal_priors, rational_tanh, trace
+from bnn_pyro.graphs import FEW, normal_priors, rational_tanh, trace, trace_function
 from bnn_pyro.isolation import isolated
 from bnn_pyro.simplify import simplify, spell_fills
 
@@ -156,3 +156,28 @@ def test_normal_priors_with_fixed_parameters_are_found_and_no_others():
         expected = dist.Normal(1.0, torch.tensor([2.0, 4.0])).log_prob(z[:, :2]).sum(1)
     assert priors.sites == {"fixed"}
     assert torch.allclose(value, expected, rtol=1e-12)
+
+
+DECOMPOSITIONS = {
+    "cholesky": torch.linalg.cholesky,
+    "inverse": torch.linalg.inv,
+    "solve": lambda a: torch.linalg.solve(a, a.sum(-1)),
+    "factors": lambda a: torch.linalg.lu_factor(a)[0],
+    "two": lambda a: torch.linalg.cholesky(a) @ torch.linalg.inv(a),
+}
+
+
+@pytest.mark.parametrize("name", DECOMPOSITIONS)
+def test_matrices_that_cannot_be_decomposed_become_nan_and_others_stay(name):
+    fn = DECOMPOSITIONS[name]
+    a = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a = a @ a.mT + torch.eye(3, dtype=torch.float64)
+    graph = trace_function(vmap(fn), (a,), 4)
+    assert torch.allclose(graph(a), fn(a), atol=1e-14)
+    singular = a.clone()
+    singular[2, 1] = 0.0
+    singular[2, :, 1] = 0.0
+    with pytest.raises(RuntimeError, match="Batch element 2"):
+        fn(singular)
+    found = graph(singular)
+    assert found[2].isnan().any() and torch.equal(found[[0, 1, 3]], graph(a)[[0, 1, 3]])
