@@ -8,7 +8,7 @@ layer's inputs taken down (``layers``).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,7 +63,7 @@ class Products(TorchFunctionMode, ABC):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        flat = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and id(a) in self._weights]
+        flat = [t for t in _tensors((*args, *kwargs.values())) if id(t) in self._weights]
         if not flat or func in _LOOKS:
             return func(*args, **kwargs)
         if len(flat) == 1:
@@ -154,6 +154,17 @@ _PRODUCTS = {
 _ADDS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__}
 _DIVIDES = {torch.div, torch.Tensor.div, torch.Tensor.__truediv__}
 _SCALES = {torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__, *_DIVIDES}
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among arguments, and in lists of them, as ``torch.cat`` takes."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
 _MOVES = {
     torch.t, torch.transpose, torch.Tensor.t, torch.Tensor.transpose, *_getters("T", "mT"),
     torch.Tensor.expand, torch.Tensor.contiguous, torch.Tensor.clone,
