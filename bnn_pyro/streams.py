@@ -99,8 +99,16 @@ class Loaded:
     named: bool
 
     def once(self) -> Iterator[Part]:
+        empty = True
         for batch in self.loader:
-            yield _pair(batch, self.named)
+            x, y = _pair(batch, self.named)
+            empty = empty and not len(y)
+            yield x, y
+        if empty:
+            raise DataError(
+                "fit, x: expected a DataLoader that can be gone through again and again, got one without rows the second time. "
+                "An IterableDataset needs an __iter__ that begins anew."
+            )
 
     def batches(self, size: int, seed: int) -> Iterator[Part]:
         del seed  # the loader shuffles, by torch's generator or its own

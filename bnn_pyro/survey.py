@@ -145,7 +145,8 @@ def open_stream(bnn: Model, x: Any, y: Any, method: Method, engine: str, seed: i
     loader = isinstance(x, DataLoader)
     if not loader and not (isinstance(method, SVI | MAP) and method.batch_size is not None):
         return None, method  # all rows at once, and with them a file's in memory
-    source = find_source(x, y)
+    with isolated(derive_seed(seed, "rows")):  # a loader may draw from torch's generator
+        source = find_source(x, y)
     if source is None:
         return None, method
     if not isinstance(method, SVI | MAP) or engine == "pyro":

@@ -199,6 +199,16 @@ def test_map_and_dicts_of_inputs(mapped, tmp_path):
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 
+class Once(IterableDataset):
+    """Can be gone through once, however often it is asked."""
+
+    def __init__(self, x, y):
+        self.rows = iter(list(zip(torch.as_tensor(x), torch.as_tensor(y), strict=True)))
+
+    def __iter__(self):
+        return self.rows
+
+
 class Strange(Dataset):
     def __len__(self):
         return 8
@@ -229,6 +239,8 @@ REFUSED = {
         {},
         "the rows from 72 on: .* got nan at row 5, column 0",
     ),
+    "once": (lambda x, y: (DataLoader(Once(x, y), batch_size=8),), {}, "that can be gone through again and again"),
+    "one batch once": (lambda x, y: (DataLoader(Once(x[:8], y[:8]), batch_size=8),), {}, "again and again"),
     "text": (lambda x, y: (loader(x, y, batch_size=8, collate_fn=lettered),), {}, "x: expected numbers, got <U1"),
 }
 
@@ -245,3 +257,16 @@ def test_mapped_rows_without_batches_are_rows_in_memory(mapped):
     posterior = bnn.fit(bnn.get_model("linear"), x, y, inference="svi", steps=20, draws=5, **QUIET)
     assert posterior.data.n == N and "streamed_rows" not in posterior.draws.info
     assert isinstance(find_source(x, y), Mapped) and find_source(np.array(x), np.array(y)) is None
+
+
+def test_a_shuffled_loader_leaves_torchs_generator_as_it_was():
+    before = torch.get_rng_state()
+    bnn.fit(
+        bnn.get_model("linear"),
+        loader(*rows(), batch_size=8, shuffle=True),
+        inference="svi",
+        steps=20,
+        draws=5,
+        **QUIET,
+    )
+    assert torch.equal(torch.get_rng_state(), before)
