@@ -12,6 +12,7 @@ as many as are faster at the time (``pace``).
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -137,8 +138,12 @@ def compile_gradient(
         _hold_freed_memory()
     except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
         return replace(eager, reason=f"inductor failed: {sentence(error)}")
-    threads = target.dim * target.n * size // WORK_PER_THREAD
-    if target.device.type == "cpu" and threads > 1 and _same_on_two_threads(fast, points):
+    threads = min(target.dim * target.n * size // WORK_PER_THREAD, size)
+    if (
+        target.device.type == "cpu"
+        and threads > 1
+        and _same_on_threads(fast, points, min(threads, os.cpu_count() or 1))
+    ):
         return replace(fast, threads=threads, call=FasterThreads(fast.call))
     return fast
 
@@ -152,19 +157,23 @@ def _hold_freed_memory() -> None:
     torch.empty(HELD_BYTES, dtype=torch.uint8)
 
 
-def _same_on_two_threads(gradient: Gradient, points: Tensor) -> bool:
-    """Whether each bit is the same as on one thread, for a block of unlike points near ``points``."""
+def _same_on_threads(gradient: Gradient, points: Tensor, most: int) -> bool:
+    """Whether each bit is the same on one thread, two and ``most``, for a block of unlike points near ``points``."""
     before, results = torch.get_num_threads(), []
     count = gradient.block if gradient.y is None else min(gradient.block, len(gradient.y))
     points = points.repeat(-(-count // len(points)), 1)[:count]
     points = points * torch.linspace(0.5, 1.5, len(points), dtype=points.dtype, device=points.device)[:, None]
     try:
-        for threads in (1, 2):
+        for threads in sorted({1, 2, most}):
             torch.set_num_threads(threads)
             results.append(gradient(points))
     finally:
         torch.set_num_threads(before)
-    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*results, strict=True))
+    return all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        for other in results[1:]
+        for a, b in zip(results[0], other, strict=True)
+    )
 
 
 def warn_of_backend(gradient: Gradient, name: str) -> None:
@@ -222,7 +231,8 @@ def relative_difference(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> f
 
 
 def sentence(error: Exception) -> str:
-    """The first line of what was raised, and the notes that say at which site."""
-    first = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    """The first line of what was raised, a compiler's first error in it, and the notes that say at which site."""
+    first, *others = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    causes = [line.strip() for line in others if "error: " in line]
     notes = getattr(error, "__notes__", [])
-    return " ".join([first[0], *notes])
+    return " ".join([first, *causes[:1], *notes])

@@ -11,7 +11,7 @@ import random
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pyro
@@ -29,6 +29,8 @@ def isolated(
     threads: int | None = None,
 ) -> Iterator[None]:
     """Runs the body with its own random state, default dtype and empty parameter store, and restores the caller's.
+
+    Tensors are made on the CPU inside, whatever torch's default device, and gradients can be taken.
 
     Pyro's and torch's argument checks are off inside: a density that is not finite is an answer, not an error, and
     ``vmap`` refuses checks that read tensor values. ``bnn_pyro.target`` makes its own, once, before work starts.
@@ -49,6 +51,8 @@ def isolated(
                 torch.random.fork_rng(devices=[]),
                 pyro.get_param_store().scope(),
                 pyro.validation_enabled(False),
+                torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(),
+                torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext(),
             ):
                 torch.set_default_dtype(dtype)
                 if threads is not None and threads < threads_before:

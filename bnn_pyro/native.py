@@ -75,7 +75,10 @@ def _folder() -> Path | None:
 
 def _compiler() -> list[str]:
     """The command that the user or the machine calls its C++ compiler."""
-    asked = shlex.split(os.environ.get("CXX", ""))
+    try:
+        asked = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:  # quotes that do not close
+        raise RuntimeError(f"CXX={os.environ['CXX']!r} is no command: {error}") from None
     for command in [asked] if asked else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command

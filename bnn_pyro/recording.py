@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bnn_pyro.errors import RunError
 from bnn_pyro.inference import MCMC
 from bnn_pyro.interrupts import Interrupts
 
@@ -27,10 +30,8 @@ class Table:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, on_disk: bool):
         self.shape, self.dtype = shape, dtype
         self._row = int(np.prod(shape[2:], dtype=int)) * dtype.itemsize
-        self._file = tempfile.TemporaryFile() if on_disk else None  # noqa: SIM115 - lives as long as the array
+        self._file = _temporary_file(self._row * shape[0] * shape[1]) if on_disk else None
         self._array = None if on_disk else np.zeros(shape, dtype)
-        if self._file is not None:
-            self._file.truncate(self._row * shape[0] * shape[1])
 
     def put(self, chains: np.ndarray, draws: np.ndarray, values: np.ndarray) -> None:
         if self._array is not None:
@@ -48,6 +49,24 @@ class Table:
         assert self._file is not None
         self._file.flush()
         return np.memmap(self._file, self.dtype, "r+", shape=self.shape)[:, :draws]
+
+
+def _temporary_file(size: int) -> IO[bytes]:
+    """An unnamed file with room for ``size`` bytes. Raises: RunError if there is none: now, not after hours of sampling."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the table
+    try:
+        file.truncate(size)
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot set space aside
+            return file
+        file.close()
+        raise RunError(
+            f"draws: expected {size / 2**30:.3g} GiB of room in {tempfile.gettempdir()}, got: {error.strerror}. Set the "
+            "environment variable TMPDIR to a folder on a larger disk, or keep fewer draws: thin=10 keeps every tenth."
+        ) from None
+    return file
 
 
 class Energies:

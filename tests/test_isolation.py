@@ -206,3 +206,15 @@ def test_derived_seeds_differ_by_seed_and_key():
     }
     assert len(seeds) == 35 and all(0 <= s < 2**32 for s in seeds)
     assert derive_seed(7, "chain", 3) == derive_seed(7, "chain", 3)
+
+
+def test_tensors_are_made_on_the_cpu_and_gradients_taken_whatever_the_user_has_set():
+    with torch.device("meta"), torch.inference_mode():
+        with isolated(seed=0):
+            w = torch.ones(3, requires_grad=True)
+            (w * torch.randn(3)).sum().backward()
+            assert w.device.type == "cpu" and w.grad is not None
+        assert torch.ones(1).device.type == "meta" and torch.is_inference_mode_enabled()
+        with pytest.raises(ValueError, match="inside"), isolated():
+            raise ValueError("inside")
+        assert torch.ones(1).device.type == "meta" and torch.is_inference_mode_enabled()

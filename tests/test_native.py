@@ -208,3 +208,9 @@ def test_the_state_is_as_large_as_the_library_takes_it_for(struct, ours):
     types = {"int64_t", "void", "double", "uint8_t", "const"}
     assert [name for name in names if name not in types] == [name for name, _ in ours._fields_]
     assert ctypes.sizeof(ours) == 8 * len(ours._fields_)
+
+
+def test_a_compiler_that_is_no_command_is_a_reason(source, monkeypatch):
+    monkeypatch.setenv("CXX", "g++ 'open")
+    assert native.load(source) is None
+    assert 'CXX="g++ \'open" is no command: No closing quotation' in native.reason(source)

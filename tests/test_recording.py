@@ -1,6 +1,8 @@
 """Draws as they come: in the right places, in bounded memory, and what the bar says."""
 
+import errno
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from bnn_pyro.inference.hmc_run import Info, run_hmc
 from bnn_pyro.inference.mcmc import Adaptation
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.recording import Recording
-from bnn_pyro.sampling import no_bar
 from bnn_pyro.watching import Watch
 
 
@@ -27,7 +28,7 @@ def info(rows, **more):
 @pytest.mark.parametrize("in_memory", [10**9, 0], ids=["memory", "file"])
 def test_draws_stand_where_they_belong_whatever_order_they_come_in(monkeypatch, in_memory):
     monkeypatch.setattr(recording, "IN_MEMORY", in_memory)
-    kept = Recording(bnn.NUTS(chains=3, warmup=2, draws=4, thin=2), 2, torch.float32, Interrupts(), no_bar())
+    kept = Recording(bnn.NUTS(chains=3, warmup=2, draws=4, thin=2), 2, torch.float32, Interrupts(), tqdm(disable=True))
     order = np.random.default_rng(0).permutation([c for c in range(3) for _ in range(10)])
     at = [0, 0, 0]
     for chain in order:
@@ -50,7 +51,11 @@ def test_divergences_and_energies_between_kept_draws_count():
     )  # slow: that of every fifth would look well
     diverging = rng.random(energy.shape) < 0.1
     kept = Recording(
-        bnn.NUTS(chains=chains, warmup=warmup, draws=draws, thin=thin), 1, torch.float64, Interrupts(), no_bar()
+        bnn.NUTS(chains=chains, warmup=warmup, draws=draws, thin=thin),
+        1,
+        torch.float64,
+        Interrupts(),
+        tqdm(disable=True),
     )
     at = np.zeros(chains, dtype=int)
     order = rng.permutation(np.repeat(np.arange(chains), energy.shape[1]))
@@ -69,12 +74,12 @@ def test_divergences_and_energies_between_kept_draws_count():
     expected = results.e_bfmi(energy[:, warmup:]).min()
     assert facts["e_bfmi"] == pytest.approx(expected, rel=1e-6) and expected < 0.1
     assert results.e_bfmi(kept.stats()["energy"]).min() > 3 * expected
-    unthinned = Recording(bnn.NUTS(chains=1, warmup=0, draws=1), 1, torch.float64, Interrupts(), no_bar())
+    unthinned = Recording(bnn.NUTS(chains=1, warmup=0, draws=1), 1, torch.float64, Interrupts(), tqdm(disable=True))
     assert unthinned.facts() == {}
 
 
 def test_only_what_every_chain_has_is_kept():
-    kept = Recording(bnn.NUTS(chains=2, warmup=0, draws=5), 1, torch.float32, Interrupts(), no_bar())
+    kept = Recording(bnn.NUTS(chains=2, warmup=0, draws=5), 1, torch.float32, Interrupts(), tqdm(disable=True))
     for chain, steps in ((0, 5), (1, 2)):
         for step in range(steps):
             rows = torch.tensor([chain])
@@ -136,7 +141,7 @@ def test_a_million_draws_take_no_more_memory_than_a_few(monkeypatch):
     chains, draws, dim = 500, 2000, 20
     method = bnn.HMC(chains=chains, warmup=0, draws=draws, trajectory_length=0.5, max_steps=1, adaptation=Adaptation(
         torch.tensor([0.5], dtype=torch.float64), torch.ones(dim, dtype=torch.float64), torch.tensor(0.5)))  # fmt: skip
-    kept = Recording(method, dim, torch.float64, Interrupts(), no_bar())
+    kept = Recording(method, dim, torch.float64, Interrupts(), tqdm(disable=True))
     used = []
 
     class Watched:
@@ -154,3 +159,22 @@ def test_a_million_draws_take_no_more_memory_than_a_few(monkeypatch):
     assert slope <= 1.0
     z = kept.positions()
     assert z.shape == (chains, draws, dim) and abs(float(z[:, 200:].var()) - 1) < 0.02
+
+
+def test_draws_without_room_are_refused_before_there_are_any(monkeypatch, tmp_path):
+    monkeypatch.setattr(recording, "IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    method = bnn.NUTS(chains=4, warmup=1, draws=1000)
+
+    def fails(number):
+        def posix_fallocate(*_):
+            raise OSError(number, os.strerror(number))
+
+        return posix_fallocate
+
+    monkeypatch.setattr(os, "posix_fallocate", fails(errno.ENOSPC), raising=False)
+    with pytest.raises(bnn.RunError, match=f"0.0149 GiB of room in {tmp_path}, got: No space .*TMPDIR"):
+        Recording(method, 1000, torch.float32, Interrupts(), tqdm(disable=True))
+    monkeypatch.setattr(os, "posix_fallocate", fails(errno.EOPNOTSUPP), raising=False)
+    kept = Recording(method, 1000, torch.float32, Interrupts(), tqdm(disable=True))
+    kept.record(torch.tensor([0]), torch.tensor([1]), torch.ones(1, 1000), info([0]))

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pyro
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import bnn_pyro as bnn
-from bnn_pyro import recording, sampling
+from bnn_pyro import compiled, recording, sampling
 from bnn_pyro.inference import native_trees
 from bnn_pyro.inference.mcmc import Adaptation
 from bnn_pyro.interrupts import Interrupts, watch_interrupts
@@ -58,6 +59,25 @@ def test_a_chain_is_the_same_among_any_number_and_length(rows, dim, inference, d
         assert torch.equal(few.z[:, :10], many.z[:chains])
         assert all(np.array_equal(few.stats[k][:, :10], v[:chains]) for k, v in many.stats.items())
     assert not torch.equal(draws(rows, inference, chains=2, draws=10, **{**settings, "seed": 4}).z, many.z[:2])
+
+
+@pytest.mark.parametrize("inference", QUICK)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_chunks_of_chains_change_no_bit(monkeypatch, rows, inference, backend):
+    """A gradient of all chains, and of a few at a time, whose places in a block are then others."""
+
+    def in_chunks(chunk, call, block, *args):
+        parts = [in_blocks(call, block, *(a[i : i + chunk] for a in args)) for i in range(0, len(args[0]), chunk)]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    in_blocks, runs = compiled.in_blocks, []
+    for chunk in (16, 1, 2, 3, 7, 32):
+        monkeypatch.setattr(compiled, "in_blocks", partial(in_chunks, chunk))
+        runs.append(draws(rows, inference, backend, chains=16, warmup=30, draws=10, seed=1))
+        assert runs[-1].info["backend"] == backend
+    assert all(torch.equal(made.z, runs[0].z) for made in runs)
+    for name, values in runs[0].stats.items():
+        assert all(np.array_equal(made.stats[name], values) for made in runs)
 
 
 @pytest.mark.parametrize("inference", QUICK)

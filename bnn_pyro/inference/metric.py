@@ -29,13 +29,13 @@ class Metric:
     """
 
     def __init__(self, inverse_mass_matrix: Tensor):
-        self.inverse_mass_matrix = inverse_mass_matrix
         self.dense = inverse_mass_matrix.ndim == 2
         if self.dense:
-            # M^-1 = L L', so that r = L'^-1 n has covariance M
-            self.root = torch.linalg.cholesky(inverse_mass_matrix.double()).to(inverse_mass_matrix.dtype)
+            inverse_mass_matrix, root = _factor(inverse_mass_matrix)
         else:
-            self.root = inverse_mass_matrix.double().sqrt().to(inverse_mass_matrix.dtype)
+            root = inverse_mass_matrix.double().sqrt()
+        self.inverse_mass_matrix = inverse_mass_matrix
+        self.root = root.to(inverse_mass_matrix.dtype)
 
     def variance(self) -> Tensor:
         """The diagonal of M^-1, (dim,) float64."""
@@ -66,6 +66,20 @@ class Metric:
         if self.dense:
             return torch.linalg.solve_triangular(self.root, difference.mT, upper=False).mT
         return difference / self.root
+
+
+def _factor(inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """M^-1 and its factor L in float64, M^-1 = L L', so that r = L'^-1 n has covariance M.
+
+    Rounded to float32, a covariance of which some directions are a thousand times narrower than others may have lost them. Its
+    diagonal is then raised, as little as will do; any metric leaves the posterior as it is.
+    """
+    for raised in (0.0, *(10.0**k for k in range(-7, 0))):
+        tried = inverse + torch.diag(raised * inverse.diagonal())
+        root, info = torch.linalg.cholesky_ex(tried.double())
+        if not int(info):
+            return tried, root
+    return inverse, torch.linalg.cholesky(inverse.double())  # which says what is wrong
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

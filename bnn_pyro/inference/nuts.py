@@ -11,16 +11,19 @@ from typing import ClassVar
 
 from bnn_pyro.inference.mcmc import MCMC
 
+DEEPEST = 20  # tables of a tree's leaves are made beforehand
+
 
 @dataclass(frozen=True)
 class NUTS(MCMC):
     """NUTS with a windowed warmup: dual averaging of the step size and an adapted mass matrix, both fixed afterwards.
 
     Args:
-        chains: Independent chains; four or more let R-hat say something. Further ones cost less than the first.
+        chains: Four or more let R-hat say something, and further ones cost less than the first. They share nothing but the
+            mass matrix, which warmup learns from all of them.
         warmup: Adapting iterations a chain, dropped.
         draws: Kept iterations a chain.
-        thin: Keep every so-many-th iteration after warmup.
+        thin: Keep every so-many-th iteration after warmup, of which there are ``draws * thin``.
         target_accept: Acceptance rate that the step size is adapted to; raise it when draws diverge.
         max_tree_depth: A trajectory has at most 2**max_tree_depth - 1 leapfrog steps.
         dense_mass: Adapt a (dim, dim) mass matrix instead of a diagonal one. Without a C++ compiler its products round
@@ -39,3 +42,4 @@ class NUTS(MCMC):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_count("max_tree_depth")
+        self._require("max_tree_depth", self.max_tree_depth <= DEEPEST, f"at most {DEEPEST}, a million leapfrog steps")

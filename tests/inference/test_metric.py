@@ -182,3 +182,16 @@ def test_an_inner_product_depends_on_neither_threads_nor_other_rows():
             assert torch.equal(dot(x[:1], y[:1]), expected[:1]) and torch.equal(dot(x[1:], y[1:]), expected[1:])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("narrow", [6e-6, 0.0, 1.0])
+def test_a_dense_metric_that_rounding_makes_singular_is_mended(narrow):
+    covariance = (torch.full((2, 2), 1e4, dtype=F64) + narrow * torch.eye(2, dtype=F64)).float()
+    made = Metric(covariance)
+    assert made.root.isfinite().all() and (made.root.diagonal() > 0).all()
+    assert torch.allclose(made.inverse_mass_matrix, covariance, rtol=1e-4)
+    assert torch.equal(made.inverse_mass_matrix, covariance) == (narrow == 1.0), "as it is where that can be factored"
+    again = Metric(made.inverse_mass_matrix.double().float())
+    assert torch.equal(again.root, made.root)
+    with pytest.raises(torch.linalg.LinAlgError):
+        Metric(-covariance)

@@ -282,7 +282,7 @@ METHOD_VALUES = {
         "chains": NOT_COUNTS,
         "draws": NOT_COUNTS,
         "warmup": (-1, 1.5, NAN, "4", None, True, [4]),
-        "max_tree_depth": NOT_COUNTS,
+        "max_tree_depth": (*NOT_COUNTS, 21),
         "target_accept": (-0.1, 0, 1, 1.5, NAN, "high", None, True, [0.8]),
         "dense_mass": (1, "yes", None),
         "init": ("priors", None, 3, ["prior"]),
