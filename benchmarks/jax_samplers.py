@@ -42,8 +42,10 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def numpyro_nuts(problem: Problem, rows: Rows, job: Any, sequential: bool = False) -> Run:
-    """NUTS with all chains in one vectorised kernel, or with one compiled kernel that is run chain after chain."""
+def numpyro_nuts(problem: Problem, rows: Rows, job: Any, form: str = "vectorized") -> Run:
+    """NUTS in a form of NumPyro's ``chain_method``: all chains in one kernel, or a kernel of one chain, which is run chain
+    after chain (``"sequential"``) or on a device for each (``"parallel"``; they share the machine's cores).
+    """
     import jax
     import jax.numpy as jnp
     from numpyro.infer import NUTS, init_to_sample
@@ -52,9 +54,10 @@ def numpyro_nuts(problem: Problem, rows: Rows, job: Any, sequential: bool = Fals
     kernel = NUTS(numpyro_model(problem), init_strategy=init_to_sample)
     args = (jnp.asarray(rows.x), jnp.asarray(rows.y))
     keys = jax.random.split(jax.random.key(job.seed), job.chains)
-    states = [kernel.init(key, job.warmup, model_args=args) for key in keys] if sequential else [
-        kernel.init(keys, job.warmup, model_args=args)
-    ]  # fmt: skip
+    if form == "vectorized":
+        states = [kernel.init(keys, job.warmup, model_args=args)]
+    else:
+        states = [kernel.init(key, job.warmup, model_args=args) for key in keys]
 
     def advance(carry, start, stop):
         """Transitions start to stop; those after warmup leave their positions in ``store``, as MCMC.run does."""
@@ -73,8 +76,12 @@ def numpyro_nuts(problem: Problem, rows: Rows, job: Any, sequential: bool = Fals
         count = jnp.zeros(state.num_steps.shape, jnp.int32)
         return state, store, count, count
 
-    carry = fresh(states[0])
-    compiled = jax.jit(advance).lower(carry, 0, 0).compile()
+    if form == "parallel":
+        states = [jax.tree.map(lambda *ones: jnp.stack(ones), *states)]
+        fresh, advance = jax.vmap(fresh), jax.pmap(advance, in_axes=(0, None, None))
+    else:
+        advance = jax.jit(advance)
+    compiled = advance.lower(fresh(states[0]), 0, 0).compile()
     setup = time.perf_counter() - began
     warmup, sampling, stores, steps, divergences = 0.0, 0.0, [], 0, 0
     for state in states:
@@ -85,15 +92,13 @@ def numpyro_nuts(problem: Problem, rows: Rows, job: Any, sequential: bool = Fals
         sampling += time.perf_counter() - began
         stores.append(store)
         steps, divergences = steps + int(n.sum()), divergences + int(bad.sum())
-    if sequential:
-        sites = {name: np.stack([np.asarray(store[name]) for store in stores]) for name in stores[0]}
-    else:
+    if form == "vectorized":
         sites = {name: np.swapaxes(np.asarray(value), 0, 1) for name, value in stores[0].items()}
+    elif form == "parallel":
+        sites = {name: np.asarray(value) for name, value in stores[0].items()}
+    else:
+        sites = {name: np.stack([np.asarray(store[name]) for store in stores]) for name in stores[0]}
     return Run(sites, setup, sampling, steps, divergences, warmup)
-
-
-def numpyro_nuts_sequential(problem: Problem, rows: Rows, job: Any) -> Run:
-    return numpyro_nuts(problem, rows, job, sequential=True)
 
 
 def _numpyro_start(problem: Problem, rows: Rows, job: Any) -> tuple[Any, Any]:

@@ -140,7 +140,7 @@ def attempt(job: Job, limit: float) -> dict[str, Any]:
         answer = Path(scratch) / "answer.json"
         command = [sys.executable, str(HERE / "mcmc.py"), "one", json.dumps(asdict(job)), str(answer)]
         try:
-            done = subprocess.run(command, env=environment(job.threads, scratch), timeout=limit, capture_output=True)
+            done = subprocess.run(command, env=environment(job, scratch), timeout=limit, capture_output=True)
         except subprocess.TimeoutExpired:
             return {"error": f"took more than {limit:g} s", "limit": limit}
         if done.returncode or not answer.exists():
@@ -149,12 +149,16 @@ def attempt(job: Job, limit: float) -> dict[str, Any]:
         return json.loads(answer.read_text())
 
 
-def environment(threads: int, scratch: str) -> dict[str, str]:
+def environment(job: Job, scratch: str) -> dict[str, str]:
     """The caller's, with thread counts, and with empty caches for compiled code: a fresh process compiles everything."""
+    threads = job.threads
     eigen = "true" if threads > 1 else "false"
+    flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}"
+    if SAMPLERS[job.sampler].devices:
+        flags += f" --xla_force_host_platform_device_count={job.chains}"
     own = {
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
-        "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}",
+        "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TORCHINDUCTOR_CACHE_DIR": scratch,

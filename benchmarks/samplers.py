@@ -1,7 +1,8 @@
 """What is compared: this library's samplers, and Pyro's NUTS; ``jax_samplers`` has NumPyro's and BlackJAX's.
 
-A sampler is ``sample(problem, rows, job) -> Run``. All start each chain at its own draw of the prior, adapt a diagonal mass
-matrix, and work in float32. Imports happen inside, so that a library that is missing is missed by its own rows only.
+A sampler is ``sample(problem, rows, job) -> Run``. All adapt a diagonal mass matrix, work in float32, and start each
+chain at its own draw of the prior; ChEES where Adam leads from there, which is part of its setup. Imports happen inside, so
+that a library that is missing is missed by its own rows only.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax_samplers
 import numpy as np
@@ -48,7 +50,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Sampler:
-    """``title`` and ``mark`` stand in tables, ``note`` below; ``chains`` is the only chain count that it is run at."""
+    """``title`` and ``mark`` stand in tables, ``note`` below.
+
+    ``chains`` is the only chain count that it is run at. With ``devices``, XLA shows the processor as one for each chain.
+    """
 
     title: str
     needs: tuple[str, ...]
@@ -56,6 +61,7 @@ class Sampler:
     note: str = ""
     mark: str = ""
     chains: int | None = None
+    devices: bool = False
 
 
 def ours(inference: str) -> Callable[[Problem, Rows, Job], Run]:
@@ -75,7 +81,11 @@ def ours(inference: str) -> Callable[[Problem, Rows, Job], Run]:
             sampling=info["sampling_time"],
             gradients=info["gradient_evaluations"],
             divergences=int(posterior.draws.stats["diverging"].sum()),
-            facts={"backend": info["backend"], "backend_reason": info["backend_reason"]},
+            facts={
+                "backend": info["backend"],
+                "backend_reason": info["backend_reason"],
+                "start_s": info["start_time"],
+            },
         )
 
     return sample
@@ -125,7 +135,17 @@ SAMPLERS = {
     "ours_chees": Sampler("bnn_pyro ChEES", ("bnn_pyro",), ours("chees")),
     "numpyro_nuts": Sampler("NumPyro NUTS", ("numpyro",), jax_samplers.numpyro_nuts, "all chains at once (vectorised)"),
     "numpyro_nuts_seq": Sampler(
-        "NumPyro NUTS seq", ("numpyro",), jax_samplers.numpyro_nuts_sequential, "one chain after another"
+        "NumPyro NUTS seq",
+        ("numpyro",),
+        partial(jax_samplers.numpyro_nuts, form="sequential"),
+        "one chain after another",
+    ),
+    "numpyro_nuts_par": Sampler(
+        "NumPyro NUTS par",
+        ("numpyro",),
+        partial(jax_samplers.numpyro_nuts, form="parallel"),
+        "a device for each chain",
+        devices=True,
     ),
     "blackjax_nuts": Sampler(
         "BlackJAX NUTS", ("blackjax", "numpyro"), jax_samplers.blackjax_nuts, "window_adaptation, vmapped"

@@ -34,11 +34,10 @@ def as_model(model: Any) -> Model:
     )
 
 
-def check_flags(standardize: Any, progress: Any) -> None:
+def check_flag(where: str, value: Any, or_none: bool = False) -> None:
     """Raises: OptionError for a flag that is no truth value, such as the text 'no', which Python takes for True."""
-    for name, value, also in (("standardize", standardize, ", or None"), ("progress", progress, "")):
-        if not (isinstance(value, bool) or (value is None and also)):
-            raise OptionError(f"fit, {name}: expected True or False{also}, got {value!r}.")
+    if not (isinstance(value, bool) or (value is None and or_none)):
+        raise OptionError(f"{where}: expected True or False{', or None' if or_none else ''}, got {value!r}.")
 
 
 def check_names(keep: Any) -> None:
@@ -101,9 +100,7 @@ def find_device(device: str | torch.device) -> torch.device:
     """``"cpu"`` or ``"auto"`` as a device of torch. Raises: UnknownNameError or OptionError for another."""
     name = str(device)
     if name.partition(":")[0] == "cuda":
-        raise OptionError(
-            f"device: expected 'cpu' or 'auto', got {name!r}: Pyro's engines run on the CPU here. Use 'cpu'."
-        )
+        raise OptionError(f"device: expected 'cpu' or 'auto', got {name!r}: fits run on the CPU. Use 'cpu'.")
     if name not in ("cpu", "auto"):
         raise unknown("device", name, ("cpu", "auto"))
     return torch.device("cpu")

@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 from torch.func import vmap
 
-from bnn_pyro.arguments import as_model, find_dtype
+from bnn_pyro.arguments import as_model, check_flag, find_dtype
 from bnn_pyro.compiled import BACKENDS, Gradient, block_for, compile_gradient, threads_for, warn_of_backend
 from bnn_pyro.data import inputs_to_tensors
 from bnn_pyro.errors import ModelError, OptionError, unknown
@@ -30,7 +30,7 @@ from bnn_pyro.inference.adaptation import check_adaptation
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.isolation import check_seed, derive_seed, isolated
 from bnn_pyro.recording import Recording
-from bnn_pyro.sampling import no_bar, run
+from bnn_pyro.sampling import run, transitions_bar
 from bnn_pyro.starts import TRIES, prior_point, usable
 from bnn_pyro.structure import build_target
 from bnn_pyro.target import Target
@@ -96,10 +96,14 @@ def calibrate(
     seed: int = 0,
     dtype: str = "float64",
     backend: str = "inductor",
+    progress: bool = True,
     sampler: Any = None,
     **options: Any,
 ) -> Calibration:
     """Simulation-based calibration of a model under an inference method, at rows x (n, ...) in the model's own units.
+
+    All sets go through one run. So they share what warmup learns from all chains, the mass matrix, and for HMC and ChEES the
+    step size and length: transitions are tested with the metric that suits the prior predictive as a whole.
 
     Args:
         model: As in ``fit``; its y is drawn from the prior predictive, so it needs proper priors and one observed site.
@@ -108,12 +112,16 @@ def calibrate(
             Chains begin at draws of the prior.
         sets: Sets of data, each a chain.
         draws: Of each posterior, at least 19.
-        seed, dtype, backend: As in ``fit``.
+        seed: As in ``fit``.
+        dtype, backend: As in ``fit``, but that float64 and ``"inductor"`` are the defaults: what is tested is the sampler,
+            and rounding has tests of its own.
+        progress: Show a bar on a terminal.
         sampler: Replaces the run of all chains, ``bnn_pyro.sampling.run``; to see that a broken one is found.
     Raises: OptionError or UnknownNameError for a method that is not MCMC and for options; ModelError for a program that
         cannot be simulated from.
     """
     check_seed(seed)
+    check_flag("calibrate, progress", progress)
     floating = find_dtype(dtype)
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
@@ -139,9 +147,10 @@ def calibrate(
         gradient = compile_gradient(target, truth[:3], backend, y=y, block=block)
     warn_of_backend(gradient, bnn.name)
     starts = _starts(target, gradient, sets, seed)
-    with isolated(dtype=floating, threads=gradient.threads), no_bar() as bar:
+    with isolated(dtype=floating, threads=gradient.threads), transitions_bar(method, progress) as bar:
         recording = Recording(method, target.dim, floating, Interrupts(), bar)
         (sampler or run)(gradient, starts, method, derive_seed(seed, "run"), recording)
+        recording.close()
     found = _quantities(target, torch.cat([truth[:, None], recording.positions()], 1), y)
     ranks = {name: (values[:, 1:] < values[:, :1]).sum(1) for name, values in found.items()}
     info = {

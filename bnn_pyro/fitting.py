@@ -14,7 +14,7 @@ import torch
 from bnn_pyro.arguments import (
     ENGINES,
     as_model,
-    check_flags,
+    check_flag,
     check_names,
     choose_engine,
     find_device,
@@ -80,7 +80,7 @@ def fit(
         dtype: ``"float32"`` or ``"float64"``; None is the method's: float64 for ``"laplace"``, whose mode float32 cannot tell
             well enough, else float32.
         device: ``"cpu"``, or ``"auto"``, which is the same for now.
-        engine: ``"compiled"``: this library's samplers, all chains at once; ``"eager"``: the same, with nothing compiled;
+        engine: ``"compiled"``: this library's samplers, all chains at once; ``"eager"``: the same, with no gradient compiled;
             ``"pyro"``: Pyro's own SVI and NUTS. ``"auto"`` is the first.
         backend: How gradients are computed: ``"inductor"``, ``"eager"`` (the traced graph), ``"pyro"`` (the program),
             or ``"auto"``, which compiles from 3,000 latent numbers times rows on (see ``bnn_pyro.compiled``).
@@ -90,7 +90,8 @@ def fit(
         keep: Names of the sites that the ArviZ groups ``posterior`` and ``prior`` hold, in memory and in ``posterior.nc``,
             which the weights of a large network would fill; None for all. ``keep=()`` leaves the total log likelihood there,
             for ``az.loo``. Function space, predictions and verdict are the same: they come from all draws of the flat
-            vector, which ``posterior.draws.z`` and the file ``state.safetensors`` hold in full.
+            vector, which ``posterior.draws.z`` and the file ``state.safetensors`` hold in full. The groups of each row, such
+            as ``log_likelihood`` (chains, draws, n), are as large as ever: ``thin=`` makes them smaller.
         **options: The method's settings, such as ``chains=4, warmup=500, draws=500``.
     Raises: BNNError, in one sentence and before any sampling, for data, models or options that cannot be used.
     """
@@ -101,7 +102,8 @@ def fit(
         if given not in known:
             raise unknown(kind, given, known)
     engine, backend = choose_engine(method, engine, backend)
-    check_flags(standardize, progress)
+    check_flag("fit, standardize", standardize, or_none=True)
+    check_flag("fit, progress", progress)
     check_names(keep)
     check_seed(seed)
     stream, method = open_stream(bnn, x, y, method, engine, seed)

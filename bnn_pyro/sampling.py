@@ -31,7 +31,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
     Raises: KeyboardInterrupt if it comes before there is one.
     """
     began = time.perf_counter()
-    with tqdm(total=method.chains * method.transitions, disable=None if progress else True, unit="it") as bar:
+    with transitions_bar(method, progress) as bar:
         bar.set_description("compiling")
         if isinstance(method, NUTS):
             begin_trees(target.device, target.dtype)
@@ -85,6 +85,6 @@ def run(gradient: Gradient, starts: torch.Tensor, method: MCMC, seed: int, recor
         return run_hmc(gradient, starts, method, seed, recorder)
 
 
-def no_bar() -> tqdm:
-    """A progress bar that shows nothing."""
-    return tqdm(disable=True)
+def transitions_bar(method: MCMC, progress: bool) -> tqdm:
+    """A progress bar over the transitions of all chains, on a terminal only; one that shows nothing without ``progress``."""
+    return tqdm(total=method.chains * method.transitions, disable=None if progress else True, unit="it")

@@ -554,7 +554,7 @@ def test_devices_that_cannot_be_used_are_refused_by_name(device):
 def test_cuda_is_refused():
     refused(
         bnn.OptionError,
-        "device: expected 'cpu' or 'auto', got 'cuda': Pyro's engines run on the CPU here. Use 'cpu'.",
+        "device: expected 'cpu' or 'auto', got 'cuda': fits run on the CPU. Use 'cpu'.",
         linear, X, Y, device="cuda",
     )  # fmt: skip
 

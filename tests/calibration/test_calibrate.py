@@ -4,6 +4,8 @@
 is 20 % off, or a mean that is a quarter sd off, is seen with probability 0.89 or more (simulated).
 """
 
+from functools import partial
+from io import StringIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +13,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 import bnn_pyro as bnn
-from bnn_pyro import calibration, networks
+from bnn_pyro import calibration, networks, sampling
 from bnn_pyro.isolation import derive_seed
 from bnn_pyro.sampling import run
 
@@ -165,11 +168,24 @@ def test_chains_begin_where_the_density_is_finite(monkeypatch):
         bnn.calibrate(bnn.get_model("linear"), rows(2), **settings)
 
 
+def test_a_bar_counts_the_transitions_of_all_sets(monkeypatch):
+    shown = StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setattr(sampling, "tqdm", partial(tqdm, file=shown, mininterval=0.0))
+    settings = {"inference": "hmc", "sets": 4, "draws": 19, "warmup": 5, "thin": 1, "backend": "eager"}
+    bnn.calibrate(bnn.get_model("linear"), rows(2), **settings)
+    assert f"{4 * (5 + 19)}/{4 * (5 + 19)}" in shown.getvalue()
+    said = len(shown.getvalue())
+    bnn.calibrate(bnn.get_model("linear"), rows(2), progress=False, **settings)
+    assert len(shown.getvalue()) == said
+
+
 def test_what_cannot_be_calibrated_is_refused():
     for said, options in {
         "draws: expected at least 19": {"draws": 18},
         "expected no chains, got 4. Write sets=": {"chains": 4},
         "expected no init": {"init": "map"},
+        "progress: expected True or False, got 'no'": {"progress": "no"},
         "expected options inside the value, got thin": {"inference": bnn.NUTS(), "thin": 3},
         "expected 'nuts', 'hmc' or 'chees', got 'laplace'": {"inference": "laplace"},
     }.items():

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 import bnn_pyro as bnn
 from bnn_pyro.compiled import compile_gradient, threads_for
@@ -17,7 +18,7 @@ from bnn_pyro.inference.metric import Metric, leapfrog
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.isolation import isolated
 from bnn_pyro.recording import Recording
-from bnn_pyro.sampling import no_bar, run
+from bnn_pyro.sampling import run
 from bnn_pyro.structure import build_target
 
 INPUTS, CHAINS = 5, 4
@@ -125,7 +126,7 @@ def test_a_million_rows_are_sampled_in_float32_as_in_float64():
     rate, sd, centre = {}, {}, {}
     for dtype in FLOATS:
         target, gradient = made(n, dtype, "auto")
-        with isolated(dtype=dtype, threads=threads_for(target)), no_bar() as bar:
+        with isolated(dtype=dtype, threads=threads_for(target)), tqdm(disable=True) as bar:
             recording = Recording(method, target.dim, dtype, Interrupts(), bar)
             run(gradient, position.to(dtype), method, 3, recording)
         z = recording.positions().double().reshape(-1, target.dim)
