@@ -7,6 +7,7 @@ Each library's own kernel and adaptation are used with their defaults. The loop 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,10 +79,8 @@ def numpyro_nuts(problem: Problem, rows: Rows, job: Any, form: str = "vectorized
 
     if form == "parallel":
         states = [jax.tree.map(lambda *ones: jnp.stack(ones), *states)]
-        fresh, advance = jax.vmap(fresh), jax.pmap(advance, in_axes=(0, None, None))
-    else:
-        advance = jax.jit(advance)
-    compiled = advance.lower(fresh(states[0]), 0, 0).compile()
+        fresh, advance = _a_device_for_each(fresh, advance, job.chains)
+    compiled = jax.jit(advance).lower(fresh(states[0]), 0, 0).compile()
     setup = time.perf_counter() - began
     warmup, sampling, stores, steps, divergences = 0.0, 0.0, [], 0, 0
     for state in states:
@@ -99,6 +98,23 @@ def numpyro_nuts(problem: Problem, rows: Rows, job: Any, form: str = "vectorized
     else:
         sites = {name: np.stack([np.asarray(store[name]) for store in stores]) for name in stores[0]}
     return Run(sites, setup, sampling, steps, divergences, warmup)
+
+
+def _a_device_for_each(fresh: Callable, advance: Callable, chains: int) -> tuple[Callable, Callable]:
+    """The two for states of all chains, each with its loop on a device of its own."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh, own, shared = jax.make_mesh((chains,), ("chain",)), PartitionSpec("chain"), PartitionSpec()
+
+    def spread(state):
+        return jax.device_put(jax.vmap(fresh)(state), NamedSharding(mesh, own))
+
+    def one(carry, start, stop):
+        carry = advance(jax.tree.map(lambda all: all[0], carry), start, stop)
+        return jax.tree.map(lambda one: one[None], carry)
+
+    return spread, jax.shard_map(one, mesh=mesh, in_specs=(own, shared, shared), out_specs=own, check_vma=False)
 
 
 def _numpyro_start(problem: Problem, rows: Rows, job: Any) -> tuple[Any, Any]:

@@ -153,12 +153,10 @@ def environment(job: Job, scratch: str) -> dict[str, str]:
     """The caller's, with thread counts, and with empty caches for compiled code: a fresh process compiles everything."""
     threads = job.threads
     eigen = "true" if threads > 1 else "false"
-    flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}"
-    if SAMPLERS[job.sampler].devices:
-        flags += f" --xla_force_host_platform_device_count={job.chains}"
     own = {
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}",
+        "JAX_NUM_CPU_DEVICES": str(job.chains if SAMPLERS[job.sampler].devices else 1),
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TORCHINDUCTOR_CACHE_DIR": scratch,

@@ -239,3 +239,11 @@ def test_draws_of_a_chain_are_rounded_up_and_first_draws_run_at_the_best_chain_c
 
 def test_every_sampler_has_a_title_that_fits():
     assert all(len(f"{s.title} {s.mark}") <= 17 for s in SAMPLERS.values())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "devices"), [("numpyro_nuts_par", "16"), ("numpyro_nuts_seq", "1"), ("ours_nuts", "1")]
+)
+def test_chains_in_parallel_have_a_device_each(sampler, devices):
+    set_to = mcmc.environment(mcmc.Job("run", "mlp1", sampler, 16, 0, 500, 2048, 2), "scratch")
+    assert set_to["JAX_NUM_CPU_DEVICES"] == devices and set_to["OMP_NUM_THREADS"] == "2"
