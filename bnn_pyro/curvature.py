@@ -63,11 +63,14 @@ def rooted_jacobians(target: Target, mode: Tensor, index: Tensor) -> Iterator[Te
     def of_rows(rows: Tensor, x: Inputs) -> Tensor:
         return (rows.mT @ jacrev(lambda part: eta(part, _unsqueezed(x))[0])(here)).reshape(k, -1)
 
-    if _rows_are_independent(lambda x: eta(here, x), target.x):
+    mapped = vmap(of_rows)
+    if _rows_are_independent(lambda x: eta(here, x), target.x) and _runs(
+        lambda: mapped(roots[:1], _sliced(target.x, 0, 1))
+    ):
         size = max(1, BLOCK // (8 * k * max(1, len(index))))
         for start in range(0, n, size):
             x = _sliced(target.x, start, start + size)
-            yield vmap(of_rows)(roots[start : start + size], x).reshape(-1, len(index))
+            yield mapped(roots[start : start + size], x).reshape(-1, len(index))
         return
     basis = torch.eye(len(index), dtype=mode.dtype, device=mode.device)
     size = max(1, BLOCK // (8 * k * n))
@@ -107,10 +110,11 @@ def prior_hessian(target: Target, mode: Tensor, index: Tensor) -> Tensor:
     """Minus the Hessian (b, b) of the log prior of z, its log-Jacobian included, for the entries ``index``."""
     normal = normal_priors(target)
     total = torch.diag(normal.precision[index])
-    rest = ~torch.isin(index, _entries(target, normal.sites))
+    function, sites = _rest_of_prior(target, mode, normal.sites)
+    rest = torch.isin(index, _entries(target, sites))
     if rest.any():
         own = torch.nonzero(rest)[:, 0]
-        total[own[:, None], own] += hessian(_rest_of_prior(target, normal.sites), mode, index[own])
+        total[own[:, None], own] += hessian(function, mode, index[own])
     return total
 
 
@@ -121,12 +125,12 @@ def prior_diagonal(target: Target, mode: Tensor) -> Tensor:
     """
     normal = normal_priors(target)
     total = normal.precision.clone()
-    function = _rest_of_prior(target, normal.sites)
+    function, sites = _rest_of_prior(target, mode, normal.sites)
     for site in target.sites:
-        if site.name not in normal.sites:
+        if site.name in sites:
             index = torch.arange(site.start, site.stop, device=mode.device)
             few = len(index) <= FEW
-            total[index] = (
+            total[index] += (
                 hessian(function, mode, index).diagonal() if few else _by_signs(function, mode, index, site.name)
             )
     return total
@@ -148,8 +152,16 @@ def _by_signs(function: Callable[[Tensor], Tensor], mode: Tensor, index: Tensor,
     return -ones
 
 
-def _rest_of_prior(target: Target, left_out: frozenset[str]) -> Callable[[Tensor], Tensor]:
-    return lambda z: target.evaluate_sites(target.parts(z), leave_out=left_out).log_prior
+def _rest_of_prior(
+    target: Target, mode: Tensor, left_out: frozenset[str]
+) -> tuple[Callable[[Tensor], Tensor], frozenset[str]]:
+    """The log prior of z without the sites ``left_out``, and the sites that it depends on: means and scales of others too."""
+    parts = {name: part.detach().requires_grad_() for name, part in target.parts(mode).items()}
+    with torch.enable_grad():
+        value = target.evaluate_sites(parts, leave_out=left_out).log_prior
+        slopes = torch.autograd.grad(value, list(parts.values()), allow_unused=True) if value.requires_grad else ()
+    sites = frozenset(name for name, slope in zip(parts, slopes, strict=False) if slope is not None)
+    return lambda z: target.evaluate_sites(target.parts(z), leave_out=left_out).log_prior, sites
 
 
 def _entries(target: Target, names: frozenset[str]) -> Tensor:
@@ -163,6 +175,15 @@ def _unsqueezed(x: Inputs) -> Inputs:
 
 def _sliced(x: Inputs, start: int, stop: int) -> Inputs:
     return {k: v[start:stop] for k, v in x.items()} if isinstance(x, dict) else x[start:stop]
+
+
+def _runs(call: Callable[[], Tensor]) -> bool:
+    """Whether a program can be mapped over its rows: one that looks at their values cannot."""
+    try:
+        call()
+    except Exception:  # whatever torch or the program raises
+        return False
+    return True
 
 
 def _rows_are_independent(function: Callable[[Inputs], Tensor], x: Inputs) -> bool:

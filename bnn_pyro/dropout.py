@@ -15,7 +15,7 @@ from bnn_pyro.batching import gather_draws
 from bnn_pyro.compiled import threads_for
 from bnn_pyro.draws import Draws
 from bnn_pyro.elbo_record import ElboRecord
-from bnn_pyro.errors import OptionError, warn
+from bnn_pyro.errors import ModelError, OptionError, warn
 from bnn_pyro.graphs import NormalPriors, normal_priors
 from bnn_pyro.inference import MCDropout
 from bnn_pyro.interrupts import watch_interrupts
@@ -25,7 +25,7 @@ from bnn_pyro.likelihoods import unwrapped
 from bnn_pyro.minibatches import MiniBatches
 from bnn_pyro.points import PointData
 from bnn_pyro.products import Products, Weight
-from bnn_pyro.starts import feasible_point, prior_point
+from bnn_pyro.starts import feasible_point, learnt_params, prior_point
 from bnn_pyro.substitution import Substituted
 from bnn_pyro.target import Target, add_up
 from bnn_pyro.training import Training, compile_training, optimise
@@ -79,7 +79,13 @@ def fit_dropout(target: Target, method: MCDropout, seed: int, backend: str, prog
 
 
 def check_dropout(target: Target, method: MCDropout) -> None:
-    """Raises: OptionError for a program of which no units can be left out, before any work."""
+    """Raises: ModelError or OptionError for a program that cannot be trained so, or has no units, before any work."""
+    learnt = learnt_params(target)
+    if learnt:
+        raise ModelError(
+            f"{target.name}, mc_dropout: expected a program of sample statements, got pyro.param {learnt[0]!r}. Give it a "
+            "prior, or use inference='map'."
+        )
     with isolated(seed=0, dtype=target.dtype):
         find_units(target, method)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Normal
@@ -23,7 +23,7 @@ from bnn_pyro.isolation import derive_seed, isolated, reseed
 from bnn_pyro.likelihoods import unwrapped
 from bnn_pyro.minibatches import MiniBatches
 from bnn_pyro.points import Point, PointData
-from bnn_pyro.starts import feasible_point, prior_point
+from bnn_pyro.starts import feasible_point, learnt_params, prior_point
 from bnn_pyro.target import Target
 from bnn_pyro.training import Training, compile_training, optimise
 
@@ -72,9 +72,9 @@ def fit_ensemble(target: Target, method: Ensemble, seed: int, backend: str, prog
 
 def check_ensemble(target: Target, method: Ensemble) -> None:
     """Raises: ModelError for a program that members cannot be trained on as asked, before any work."""
+    learnt = learnt_params(target)
     with isolated(seed=0, dtype=target.dtype), torch.no_grad():
         feasible_point(target, 0)
-        learnt = list(pyro.get_param_store().keys())
         result = target.evaluate(prior_point(target))
     if learnt:
         raise ModelError(
@@ -179,10 +179,12 @@ def _noise_sd(target: Target, method: Ensemble, seed: int, backend: str) -> tupl
         return None, False
     if torch.allclose(first, second, rtol=SAME, atol=0.0):
         return first, False
-    alone = Ensemble(members=1, steps=method.steps, lr=method.lr, lr_decay=method.lr_decay, draws=1)
-    mode = fit_ensemble(target, alone, derive_seed(seed, "mode"), backend, progress=False).z[0, 0]
+    alone = replace(method, members=1, draws=1, anchored=False, bootstrap=False)
+    mode = fit_ensemble(target, alone, derive_seed(seed, "mode"), backend, progress=False)
+    if not mode.complete:  # the interrupt was of the whole fit
+        raise KeyboardInterrupt
     with isolated(dtype=target.dtype), torch.no_grad():
-        return _sd_at(target, mode.to(target.device)), True
+        return _sd_at(target, mode.z[0, 0].to(target.device)), True
 
 
 def _sd_at(target: Target, z: Tensor) -> Tensor | None:

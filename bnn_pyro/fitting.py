@@ -38,7 +38,7 @@ from bnn_pyro.prior import sample_prior
 from bnn_pyro.pyro_nuts import sample_nuts
 from bnn_pyro.rows_to_target import encode_rows, has_units, make_target, training_rows
 from bnn_pyro.sampling import sample
-from bnn_pyro.starts import check_rows_part
+from bnn_pyro.starts import check_rows_part, learnt_params
 from bnn_pyro.survey import StreamedBatches, all_rows_units, open_stream
 from bnn_pyro.svi import fit_guide
 from bnn_pyro.target import Target
@@ -139,6 +139,11 @@ def fit(
         )
     if isinstance(method, MCMC) and method.adaptation is not None:
         check_adaptation(method.adaptation, target.dim, bnn.name)
+    if isinstance(method, MCMC) and (fixed := learnt_params(target)):
+        warn(
+            f"{bnn.name}, {method.name}: latent sites are sampled, and pyro.param {', '.join(map(repr, fixed))} stays as the "
+            "program begins it. Give it a prior, or learn it by inference='svi'."
+        )
     if isinstance(method, MCMC) and method.init == "ensemble":
         check_rows_part(target)
     if isinstance(method, SVI | MAP | Ensemble | MCDropout) and method.batch_size is not None:

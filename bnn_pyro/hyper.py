@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from bnn_pyro.errors import warn
 from bnn_pyro.layers import layers
 from bnn_pyro.modes import Mode
 from bnn_pyro.shapes import Shaper
@@ -45,7 +46,13 @@ def hyper_entries(target: Target, example: Tensor) -> Tensor:
     inside = [layer.index.reshape(-1) for layer in found]
     every = torch.arange(target.dim, device=example.device)
     rest = every[~torch.isin(every, torch.cat(inside))] if inside else every[:0]
-    return rest if len(rest) <= MOST else every[:0]
+    if len(rest) <= MOST:
+        return rest
+    warn(
+        f"{target.name}, laplace: {len(rest)} numbers are in no layer, and scales='marginal' takes at most {MOST}. All go to "
+        "the mode of the joint density with the weights, where a noise or a prior's sd may be far too small."
+    )
+    return every[:0]
 
 
 def settle(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -27,7 +26,7 @@ from bnn_pyro.modes import Mode, find_mode
 from bnn_pyro.prior_scale import with_prior_sds
 from bnn_pyro.prior_tuning import Found, tune
 from bnn_pyro.shapes import Shape, Shaper, choose_shape
-from bnn_pyro.starts import feasible_point, prior_point, starting_points
+from bnn_pyro.starts import feasible_point, learnt_params, prior_point, starting_points
 from bnn_pyro.target import Target
 
 INNER = 0.1  # of the tolerance, is what the weights' mode is found to, while scales move
@@ -82,9 +81,7 @@ def fit_laplace(target: Target, method: Laplace, seed: int, backend: str, progre
 
 def check_laplace(target: Target) -> None:
     """Raises: ModelError for a program that has no one mode to go round, before any work."""
-    with isolated(seed=0, dtype=target.dtype), torch.no_grad():
-        target.evaluate(prior_point(target))
-        learnt = list(pyro.get_param_store().keys())
+    learnt = learnt_params(target)
     by_row = [s.name for s in target.sites if s.by_row]
     if learnt:
         raise ModelError(
@@ -196,9 +193,17 @@ class _Work:
             return self._shaped(lambda shaper: self._with_scales(target, z, shaper, settled.precision), settled.mode)
         except torch.linalg.LinAlgError as error:
             raise ModelError(
-                f"{target.name}, laplace: expected a positive definite curvature at the point reached, got none: it is no "
-                "mode of the density. Use curvature='ggn', or more rounds."
+                f"{target.name}, laplace: expected a positive definite curvature at the point reached, got none. "
+                + self._remedy()
             ) from error
+
+    def _remedy(self) -> str:
+        if self.shape.kind == "exact" and not self.reason:
+            return "It is no mode of the density. Use curvature='ggn', or more rounds."
+        return (
+            "The prior does not curve downwards there, as where it has heavy tails or a kink, or its scale is a site beside "
+            "it. Use Normal priors, write such a weight as loc + scale * w with w ~ Normal(0, 1), or use inference='nuts'."
+        )
 
     def _shaped(self, made: Callable[[Shaper], Gaussian], mode: Mode) -> Found:
         density = made(self.shape.density)

@@ -87,8 +87,8 @@ def check_outputs(target: Target, z: Tensor) -> str:
     with isolated(dtype=target.dtype), torch.no_grad():
         try:
             result = target.evaluate(z)
-            if site.name in result.scaled:
-                return f"site {site.name!r} stands inside poutine.scale"
+            if site.name in result.scaled | result.masked:
+                return f"site {site.name!r} stands inside poutine.scale or poutine.mask"
             fn = Target.forward(target, z, target.x)
             check_remade(outputs(fn, site.dim), fn, target.y.to(target.dtype))
         except NotImplementedError as error:

@@ -113,7 +113,7 @@ def _closed_form(found: Outputs) -> Tensor | None:
     if type(fn) is PyroNormal and fn.loc.ndim == 1:  # loc and log scale of each row
         one = torch.ones_like(fn.loc)
         return torch.diag_embed(torch.stack([one / fn.scale**2, 2 * one], 1))
-    if type(fn) is Bernoulli and "logits" in fn.__dict__:
+    if type(fn) is Bernoulli and "logits" in fn.__dict__ and fn.logits.ndim == 1:
         p = torch.sigmoid(found.eta[:, 0])
         return (p * (1 - p))[:, None, None]
     if type(fn) is Categorical and "logits" in fn.__dict__ and fn.logits.ndim == 2:

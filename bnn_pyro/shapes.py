@@ -59,19 +59,19 @@ def choose_shape(target: Target, method: Laplace, example: Tensor, opaque: bool,
     _check_memory(target, structure, found, method.draws)
     if structure == "full":
         made = _dense(inner, exact)
-        return Shape(structure, kind, made, _lenient(inner) if exact else _dense(inner), made)
+        return Shape(structure, kind, made, _guide(inner, exact), made)
     if structure == "diagonal":
-        guide = _lenient(inner) if opaque else _diagonal(inner)
-        made = _exact_diagonal(inner) if exact else _diagonal(inner)
+        guide = _guide(inner, True) if opaque and len(inner) <= FULL_UP_TO else _diagonal(inner, opaque, guide=True)
+        made = _diagonal(inner, exact)
         return Shape(structure, kind, made, guide, made)
     names = {layer.site for layer in found}
     if structure == "kronecker":
         made = _kronecker(names, inner)
-        return Shape(structure, kind, made, made, made)
+        return Shape(structure, kind, made, _kronecker(names, inner, guide=True), made)
     inside = torch.cat([layer.index.reshape(-1) for layer in found[:-1]]) if len(found) > 1 else inner[:0]
     last = inner[~torch.isin(inner, inside)]
     every = _kronecker(names - {found[-1].site}, inner, exact, strict=False)
-    return Shape(structure, kind, _dense(last, exact), _kronecker(names, inner, strict=False), every)
+    return Shape(structure, kind, _dense(last, exact), _kronecker(names, inner, strict=False, guide=True), every)
 
 
 def _layers(target: Target, example: Tensor, structure: str) -> list[Layer]:
@@ -102,44 +102,53 @@ def precision(target: Target, z: Tensor, index: Tensor, exact: bool) -> Tensor:
     return curvature.prior_hessian(target, z, index) + curvature.ggn(target, z, index)
 
 
-def _lenient(index: Tensor) -> Shaper:
-    """The exact curvature with eigenvalues made positive, as away from a mode they need not be."""
+def _guide(index: Tensor, exact: bool) -> Shaper:
+    """``_dense`` with eigenvalues made positive, as away from a mode they need not be."""
 
     def density(target: Target, z: Tensor) -> Gaussian:
-        values, vectors = torch.linalg.eigh(curvature.hessian(target.log_density, z, index))
-        values = values.abs().clamp(min=1e-6 * float(values.abs().max()))
-        return Gaussian(z, [Dense.of(index, (vectors * values) @ vectors.mT)])
+        return Gaussian(z, [Dense.of(index, _definite(precision(target, z, index, exact)))])
 
     return density
 
 
-def _diagonal(index: Tensor) -> Shaper:
+def _definite(matrix: Tensor) -> Tensor:
+    if not int(torch.linalg.cholesky_ex(matrix).info):
+        return matrix
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.abs().clamp(min=1e-6 * float(values.abs().max()))
+    return (vectors * values) @ vectors.mT
+
+
+def _diagonal(index: Tensor, exact: bool, guide: bool = False) -> Shaper:
+    """The diagonal of the curvature; of a ``guide``, with entries made positive."""
+
     def density(target: Target, z: Tensor) -> Gaussian:
-        diagonal = curvature.prior_diagonal(target, z)[index] + curvature.ggn_diagonal(target, z, index)
-        return Gaussian(z, [Diagonal(index, _positive(diagonal))])
+        if exact:
+            diagonal = curvature.hessian_diagonal(target.log_density, z)[index]
+        else:
+            diagonal = curvature.prior_diagonal(target, z)[index] + curvature.ggn_diagonal(target, z, index)
+        return Gaussian(z, [Diagonal(index, _positive(diagonal, guide))])
 
     return density
 
 
-def _exact_diagonal(index: Tensor) -> Shaper:
-    def density(target: Target, z: Tensor) -> Gaussian:
-        diagonal = curvature.hessian_diagonal(target.log_density, z)[index]
-        if bool((diagonal <= 0).any()):
-            raise torch.linalg.LinAlgError("a negative entry")
-        return Gaussian(z, [Diagonal(index, diagonal)])
+def _positive(diagonal: Tensor, guide: bool) -> Tensor:
+    """Entries as they are; of a ``guide``, such that steps are short where a heavy tail or a log-Jacobian curves the other way.
 
-    return density
-
-
-def _positive(diagonal: Tensor) -> Tensor:
-    """A prior that is heavy-tailed, or a log-Jacobian, may curve the other way: there the step is kept short instead."""
-    return torch.where(diagonal > 0, diagonal, diagonal.abs() + 1.0)
+    Raises: LinAlgError for one that is not positive: no normal density has it.
+    """
+    if guide:
+        return torch.where(diagonal > 0, diagonal, diagonal.abs() + 1.0)
+    if bool((diagonal <= 0).any()):
+        raise torch.linalg.LinAlgError("an entry that is not positive")
+    return diagonal
 
 
-def _kronecker(names: set[str], inner: Tensor, exact: bool = False, strict: bool = True) -> Shaper:
+def _kronecker(names: set[str], inner: Tensor, exact: bool = False, strict: bool = True, guide: bool = False) -> Shaper:
     """A product of two matrices for each layer of these sites, and all of the curvature of other numbers, if they are few.
 
-    A layer whose prior is no such product is an error, or, if not ``strict``, has the products' diagonal.
+    A layer whose prior is no such product is an error, or, if not ``strict``, has the products' diagonal. A ``guide`` is made
+    positive.
     """
 
     def density(target: Target, z: Tensor) -> Gaussian:
@@ -150,7 +159,7 @@ def _kronecker(names: set[str], inner: Tensor, exact: bool = False, strict: bool
         rest = torch.zeros(target.dim, dtype=torch.bool, device=z.device)
         rest[inner] = True
         for layer, (a, g) in zip(found, factors(target, z, roots, found), strict=True):
-            own = _positive(prior[layer.index])
+            own = _positive(prior[layer.index], guide)
             prior_a = own[:, 0]
             if torch.allclose(own, prior_a[:, None].expand_as(own)):
                 blocks.append(Kronecker.of(layer.index, a, g, prior_a, torch.ones_like(own[0])))
@@ -166,9 +175,10 @@ def _kronecker(names: set[str], inner: Tensor, exact: bool = False, strict: bool
         index = torch.nonzero(rest)[:, 0]
         if len(index) > FULL_UP_TO:
             diagonal = prior[index] + curvature.ggn_diagonal(target, z, index)
-            blocks.append(Diagonal(index, _positive(diagonal)))
+            blocks.append(Diagonal(index, _positive(diagonal, guide)))
         elif len(index):
-            blocks.append(Dense.of(index, precision(target, z, index, exact)))
+            whole = precision(target, z, index, exact)
+            blocks.append(Dense.of(index, _definite(whole) if guide else whole))
         return Gaussian(z, blocks)
 
     return density

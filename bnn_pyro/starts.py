@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -53,6 +54,13 @@ def starting_points(
         if not len(wanted):
             return z
     raise ModelError(_explain(target, failed[0]))
+
+
+def learnt_params(target: Target) -> list[str]:
+    """Names of the program's ``pyro.param`` statements."""
+    with isolated(seed=0, dtype=target.dtype), torch.no_grad():
+        target.evaluate(prior_point(target))
+        return list(pyro.get_param_store().keys())
 
 
 def usable(z: Tensor, gradient: Gradient, target: Target) -> Tensor:

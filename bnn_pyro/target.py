@@ -71,6 +71,7 @@ class Evaluation:
     conditionals: dict[str, Distribution]  # by observed site: the distribution of y given the latents
     priors: dict[str, Distribution]  # by latent site that is neither scaled nor masked
     scaled: set[str]  # observed sites inside poutine.scale
+    masked: set[str]  # and inside poutine.mask
 
 
 class _Stop(Exception):
@@ -87,7 +88,8 @@ class Run(Messenger):
         params: Values for ``pyro.param`` statements, by name.
         leave_out: Latent sites whose prior density is not computed: the caller adds it.
 
-    ``at`` is the site that was reached last, for errors; ``scaled`` are the observed sites inside ``poutine.scale``.
+    ``at`` is the site that was reached last, for errors; ``scaled`` and ``masked`` are the observed sites inside
+    ``poutine.scale`` and ``poutine.mask``.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Run(Messenger):
         self.conditionals: dict[str, Distribution] = {}
         self.priors: dict[str, Distribution] = {}
         self.scaled: set[str] = set()
+        self.masked: set[str] = set()
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.params:
@@ -141,8 +144,11 @@ class Run(Messenger):
                 self.priors[msg["name"]] = msg["fn"]
             if msg["name"] in self.leave_out:
                 return
-        elif isinstance(msg["scale"], Tensor) or msg["scale"] != 1:
-            self.scaled.add(msg["name"])
+        else:
+            if isinstance(msg["scale"], Tensor) or msg["scale"] != 1:
+                self.scaled.add(msg["name"])
+            if msg["mask"] is not None:
+                self.masked.add(msg["name"])
         log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
         dim = data_dim(msg)
         if not msg["is_observed"] or (dim is None and is_factor(msg)):
@@ -247,7 +253,7 @@ class Target:
         log_likelihood = run.log_likelihood
         if self.empty and x is None:
             log_likelihood = {k: v[:0] if v.ndim else torch.zeros_like(v) for k, v in log_likelihood.items()}
-        values = (run.values, run.deterministic, run.conditionals, run.priors, run.scaled)
+        values = (run.values, run.deterministic, run.conditionals, run.priors, run.scaled, run.masked)
         return Evaluation(log_prior, log_likelihood, *values)
 
     def log_prior(self, z: Tensor) -> Tensor:

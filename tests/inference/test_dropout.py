@@ -269,3 +269,20 @@ def test_noise_comes_from_the_vector_alone(inside):
     assert torch.equal(objective((z,), noise)[1], objective((z,), noise)[1])
     with pytest.raises(NotImplementedError, match="random numbers"), Substituted():
         objective((z,), noise[:-1])
+
+
+def learnt(x, y=None):
+    shift = pyro.param("shift", lambda: torch.zeros(()))
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([x.shape[1], 1]).to_event(2))
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("y", dist.Normal((x @ w)[:, 0] + shift, 0.5), obs=y)
+
+
+def test_a_parameter_that_would_not_be_learnt_is_said():
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        bnn.ModelError, match=r"mc_dropout: expected a program of sample statements, got pyro\.param 'shift'"
+    ):
+        bnn.fit(learnt, x, x[:, 0] + 5, inference="mc_dropout", progress=False)
+    with pytest.warns(UserWarning, match=r"nuts: latent sites are sampled, and pyro\.param 'shift' stays as"):
+        bnn.fit(learnt, x, x[:, 0], inference="nuts", chains=2, warmup=10, draws=5, max_tree_depth=3, progress=False)

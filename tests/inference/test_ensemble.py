@@ -609,3 +609,35 @@ def test_a_diverging_member_is_named_with_its_step_and_a_remedy():
         bnn.ModelError, match=r"explosive, ensemble: expected a finite .* at step 2\. Lower lr \(now 100"
     ):
         bnn.fit(explosive, x, 10.0 + 0 * x, members=3, lr=100.0, steps=300, standardize=False, **PLAIN)
+
+
+@pytest.mark.parametrize("inference", ["ensemble", "mc_dropout"])
+def test_steps_of_the_program_itself_are_taken_where_they_are_asked_for(inference):
+    """The same as the graph's, and no compiler has a hand in it."""
+    data = bnn.load_dataset("stackloss")
+    model = bnn.get_model("mlp_gaussian", hidden=(3,))
+    settings = {"inference": inference, "steps": 30, "seed": 1, "dtype": "float64", "progress": False}
+    plain, traced = (model.fit(data.train, backend=backend, **settings) for backend in ("pyro", "eager"))
+    for posterior, backend in ((plain, "pyro"), (traced, "eager")):
+        assert (posterior.draws.info["backend"], posterior.draws.info["backend_reason"]) == (backend, "")
+    assert torch.allclose(plain.draws.z, traced.draws.z, atol=1e-8)
+
+
+def test_the_mode_that_noise_is_taken_from_is_searched_as_members_are_trained(monkeypatch):
+    found, fit = [], ensemble.fit_ensemble
+
+    def watched(target, method, *args, **more):
+        found.append(method)
+        draws = fit(target, method, *args, **more)
+        draws.complete = False
+        return draws
+
+    monkeypatch.setattr(ensemble, "fit_ensemble", watched)
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(KeyboardInterrupt):
+        bnn.fit(
+            bnn.get_model("mlp_gaussian", hidden=(3,)), x, x[:, 0], inference="ensemble", members=3, anchored=True, steps=20,
+            batch_size=8, clip_norm=2.0, progress=False,
+        )  # fmt: skip
+    _, alone = found  # that of the members called it
+    assert (alone.members, alone.anchored, alone.batch_size, alone.clip_norm, alone.steps) == (1, False, 8, 2.0, 20)

@@ -162,6 +162,126 @@ def test_a_program_that_insists_on_its_rows_has_the_same_ggn(inside):
     assert torch.allclose(first, second, atol=1e-10) and float(first.norm()) > 1
 
 
+def centred(x, y=None):
+    """Linear and normal throughout; the mean of the weights' prior is a site with a fixed Normal prior of its own."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    w = pyro.sample("w", dist.Normal(mu, 0.7).expand([x.shape[-1]]).to_event(1))
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+
+def scaled_prior(x, y=None):
+    log_tau = pyro.sample("log_tau", dist.Normal(0.0, 1.0))
+    w = pyro.sample("w", dist.Normal(0.0, log_tau.exp()).expand([x.shape[-1]]).to_event(1))
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+
+def tied(x, y=None):
+    """A factor outside of the plate is a part of the prior."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([x.shape[-1]]).to_event(1))
+    pyro.factor("tie", -3.0 * (w[0] - w[1]) ** 2)
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+
+@pytest.mark.parametrize("program", [centred, scaled_prior, tied], ids=lambda p: p.__name__)
+def test_a_prior_curves_in_the_sites_that_others_depend_on_too(program, inside):
+    target = build_target(program, *rows(), dtype=F64)
+    z = torch.linspace(-0.7, 0.5, target.dim)
+    by_hand = -hessian(target.log_prior)(z)
+    assert torch.allclose(curvature.prior_hessian(target, z, torch.arange(target.dim)), by_hand, atol=1e-9)
+    some = torch.tensor([target.dim - 1, 0])
+    assert torch.allclose(curvature.prior_hessian(target, z, some), by_hand[some[:, None], some], atol=1e-9)
+    assert torch.allclose(curvature.prior_diagonal(target, z), by_hand.diagonal(), atol=1e-9)
+
+
+@pytest.mark.parametrize("scales", ["joint", "marginal"])
+def test_a_linear_model_with_a_mean_of_its_weights_is_exact(scales):
+    x, y = rows()
+    found = fitted(centred, x, y, scales=scales).draws
+    target = build_target(centred, x, y, dtype=F64)
+    with isolated(dtype=F64):
+        precision = -hessian(target.log_density)(torch.zeros(4, dtype=F64))
+        mean = torch.linalg.solve(precision, torch.func.grad(target.log_density)(torch.zeros(4, dtype=F64)))
+    gaussian = laplace.gaussian(found)
+    assert torch.allclose(found.state["mean"], mean, atol=1e-5)
+    assert torch.allclose(torch.as_tensor(gaussian.log_det), torch.logdet(precision), atol=1e-6)
+    (block,) = gaussian.blocks
+    order = block.index.argsort()
+    made = (block.factor @ block.factor.mT)[order[:, None], order]
+    assert torch.allclose(made, precision, rtol=1e-6, atol=1e-6)
+
+
+def test_masked_rows_are_not_counted():
+    x, y = rows()
+    mask = x[:, 0] > 0
+
+    def masked(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([x.shape[-1]]).to_event(1))
+        with pyro.plate("data", x.shape[0]), pyro.poutine.mask(mask=x[:, 0] > 0):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    with pytest.warns(
+        UserWarning, match=r"inside poutine\.scale or poutine\.mask, so that the curvature is the exact Hessian"
+    ):
+        found = fitted(masked, x, y).draws
+    precision = torch.eye(3, dtype=F64) + x[mask].T @ x[mask] / 0.25
+    assert abs(float(laplace.gaussian(found).log_det - torch.logdet(precision))) < 1e-6
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "diagonal"])
+def test_a_prior_without_curvature_is_not_given_one(structure):
+    def kinked(x, y=None):
+        w1 = pyro.sample("w1", dist.Laplace(0.0, 10.0).expand([x.shape[-1], 4]).to_event(2))
+        w2 = pyro.sample("w2", dist.Laplace(0.0, 10.0).expand([4]).to_event(1))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("y", dist.Normal(torch.tanh(0 * (x @ w1)) @ w2, 0.3), obs=y)
+
+    with pytest.raises(bnn.ModelError, match="does not curve downwards there"):
+        fitted(kinked, *rows(), structure=structure, rounds=3)
+
+
+def test_a_program_that_looks_at_its_rows_has_the_same_ggn(inside):
+    def looks(x, y=None):
+        if bool((x.abs() > 100).any()):
+            raise ValueError("x")
+        return network(x, y)
+
+    z = torch.randn(20)
+    first, second = (curvature.ggn(build_target(p, *rows(), dtype=F64), z, torch.arange(20)) for p in (network, looks))
+    assert torch.allclose(first, second, atol=1e-10) and float(first.norm()) > 1
+
+
+def test_a_centred_hierarchy_is_climbed_through_points_where_its_prior_curves_upwards():
+    """From a start near which the precision has a negative eigenvalue, to a mode or to a sentence that fits."""
+
+    def schools(x, y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.LogNormal(1.0, 0.5))
+        theta = pyro.sample("theta", dist.Normal(mu, tau).expand([8]).to_event(1))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("y", dist.Normal(theta[x[:, 0].long()], 10.0), obs=y)
+
+    y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    found = fitted(schools, np.arange(8.0)[:, None], y, rounds=200)
+    assert found.draws.z.isfinite().all() and found.draws.state["mean"].isfinite().all()
+
+
+def test_two_classes_of_several_outputs_have_the_information_of_all(inside):
+    logits = torch.randn(5, 3)
+    made = outputs.outputs(dist.Bernoulli(logits=logits), -2)
+    found, kind = outputs.information(made, torch.ones(5, 3))
+    p = logits.sigmoid()
+    assert kind == "fisher" and torch.allclose(found, torch.diag_embed(p * (1 - p)))
+
+
+def test_too_many_scales_for_the_marginal_mode_are_said(monkeypatch):
+    monkeypatch.setattr(hyper, "MOST", 0)
+    with pytest.warns(UserWarning, match="numbers are in no layer, and scales='marginal' takes at most 0"):
+        fitted(bnn.get_model("mlp_gaussian", hidden=(3,)), *rows(), rounds=3)
+
+
 def test_a_transformed_site_is_approximated_where_it_is_free():
     x = torch.zeros(30, 1, dtype=F64)
     y = torch.linspace(0.1, 2.0, 30, dtype=F64)
