@@ -11,6 +11,7 @@ Sources: Talts et al. 2018, arXiv:1804.06788; Modrak et al. 2023, arXiv:2211.023
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +23,8 @@ from torch.func import vmap
 
 from bnn_pyro.arguments import as_model, check_flag, find_dtype
 from bnn_pyro.compiled import BACKENDS, Gradient, block_for, compile_gradient, threads_for, warn_of_backend
-from bnn_pyro.data import inputs_to_tensors
-from bnn_pyro.errors import ModelError, OptionError, unknown
+from bnn_pyro.data import Inputs, inputs_to_tensors, rows
+from bnn_pyro.errors import BNNError, ModelError, OptionError, unknown
 from bnn_pyro.function_space import watched
 from bnn_pyro.inference import MCMC, Method, make_method
 from bnn_pyro.inference.adaptation import check_adaptation
@@ -31,9 +32,10 @@ from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.isolation import check_seed, derive_seed, isolated
 from bnn_pyro.recording import Recording
 from bnn_pyro.sampling import run, transitions_bar
+from bnn_pyro.sites import draw_from_prior
 from bnn_pyro.starts import TRIES, prior_point, usable
 from bnn_pyro.structure import build_target
-from bnn_pyro.target import Target
+from bnn_pyro.target import Run, Target
 
 BINS = 20
 PROBES = 8  # rows at which the function is ranked
@@ -165,10 +167,7 @@ def calibrate(
 def simulate(bnn: Any, x: Any, sets: int, seed: int, dtype: torch.dtype) -> tuple[Target, Tensor, Tensor]:
     """A target on rows x, draws of its prior (sets, dim), and targets drawn given each (sets, n, ...)."""
     inputs = inputs_to_tensors(x, dtype, torch.device("cpu"), True)
-    rows = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
-    target = build_target(
-        bnn.model, inputs, torch.zeros(rows, dtype=dtype), name=bnn.name, dims=bnn.dims(), dtype=dtype
-    )
+    target = _target(bnn, inputs, dtype)
     if target.predicted is None:
         raise ModelError(f"{bnn.name}, calibrate: expected one observed site, got {len(target.observed)}.")
     truth, ys = [], []
@@ -178,6 +177,28 @@ def simulate(bnn: Any, x: Any, sets: int, seed: int, dtype: torch.dtype) -> tupl
             truth.append(z)
             ys.append(target.forward(z, inputs).sample().to(dtype))
     return replace(target, y=ys[0]), torch.stack(truth), torch.stack(ys)
+
+
+def _target(bnn: Any, inputs: Inputs, dtype: torch.dtype) -> Target:
+    """The program's target with some y that it can have: what a run without y draws, which no other site can tell from y's."""
+    n = rows(inputs)
+    run = Run(draw_from_prior, dtype)
+    with (
+        isolated(0, dtype),
+        torch.no_grad(),
+        suppress(Exception),
+        run,
+    ):  # ``build_target`` says what is wrong with a program
+        bnn.model(inputs, None)
+    drawn = [value for value in run.values.values() if value.ndim and len(value) == n]
+    first: BNNError | None = None
+    for y in [torch.zeros(n, dtype=dtype), *reversed(drawn)]:
+        try:
+            return build_target(bnn.model, inputs, y, name=bnn.name, dims=bnn.dims(), dtype=dtype)
+        except BNNError as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _prior_draw(target: Target, seed: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Runs a Pyro program once to learn its sites, and refuses what would give a wrong posterior, before any sampling.
 
-Pyro accepts several programs that are not what was meant: y of shape (n, 1) is broadcast to n x n, a batch of weights
+Pyro accepts several programs that are not what was meant: its NUTS broadcasts y of shape (n, 1) to n x n, a batch of weights
 without ``.to_event`` or a likelihood outside its plate is scaled wrongly in mini-batches. Each is named here.
 """
 
@@ -123,7 +123,8 @@ def _deterministic_over_rows(structure: Structure, program: Program, x: Inputs, 
             program({k: v[:fewer] for k, v in x.items()} if isinstance(x, dict) else x[:fewer], y[:fewer])
     except Exception:  # a program may insist on its rows: then length is all there is to go by
         return frozenset(k for k, shape in shapes.items() if rows(x) in shape)
-    return frozenset(k for k, shape in shapes.items() if shorter.deterministic[k].shape != shape)
+    found = {k: v.shape for k, v in shorter.deterministic.items()}  # a site may be named by what the last row has
+    return frozenset(k for k, shape in shapes.items() if rows(x) in shape and found.get(k) != shape)
 
 
 def _is_flat(x: Inputs) -> bool:

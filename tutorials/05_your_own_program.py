@@ -45,14 +45,14 @@ def step(x, y=None):
 
 
 # %% [markdown]
-# Mistakes are answered before any work. Pyro itself takes a column of targets, (n, 1), without a word, compares each target
-# with each prediction, and fits something else.
+# Mistakes are answered before any work. Pyro's own NUTS takes a column of targets, (n, 1), without a word, compares each
+# target with each prediction, and samples something else.
 
 # %%
 x = data.train.x.to_numpy()
 y = data.train.y.to_numpy()
 try:
-    bnn.fit(step, x, y[:, None], inference="svi")
+    bnn.fit(step, x, y[:, None], inference="nuts")
 except bnn.BNNError as error:
     print(f"{type(error).__name__}: {error}")
 

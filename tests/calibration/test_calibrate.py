@@ -180,6 +180,24 @@ def test_a_bar_counts_the_transitions_of_all_sets(monkeypatch):
     assert len(shown.getvalue()) == said
 
 
+def positive(x, y=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("y", dist.LogNormal(x @ w, 0.5), obs=y)
+
+
+def outputs(x, y=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([x.shape[1], 2]).to_event(2))
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("y", dist.Normal(x @ w, 0.5).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("program", [positive, outputs], ids=lambda p: p.__name__)
+def test_y_has_the_support_and_shape_that_the_program_gives_it(program):
+    found = bnn.calibrate(program, rows(2), sets=8, draws=19, warmup=30, thin=1, max_tree_depth=4, backend="eager")
+    assert all(len(ranks) == 8 for ranks in found.ranks.values())
+
+
 def test_what_cannot_be_calibrated_is_refused():
     for said, options in {
         "draws: expected at least 19": {"draws": 18},
