@@ -141,6 +141,13 @@ def check_sites(target: Target, guide: Any, where: str) -> None:
             "Add pyro.sample for each, with the model's name and shape."
         )
     samples = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
+    for site in target.sites:
+        got = tuple(samples[site.name]["value"].shape)
+        if got != site.shape:
+            raise ModelError(
+                f"{where}, site {site.name!r}: expected a value of shape {site.shape}, as the program has, got {got}. "
+                "Give its distribution that shape, such as by .expand(...).to_event(...)."
+            )
     factors = [n for n, s in samples.items() if is_factor(s) and n not in {o.name for o in target.observed}]
     if factors:
         raise ModelError(

@@ -26,12 +26,13 @@ class RowNoise(Products):
 
     Args:
         estimator: ``"local"`` or ``"flipout"``.
+        rows: How many rows the program is run on: a product of another length is none of rows.
     Raises: NotImplementedError, from ``check``, where rows have not the distribution that one draw of a weight gives them.
     """
 
-    def __init__(self, estimator: str):
+    def __init__(self, estimator: str, rows: int):
         super().__init__()
-        self._estimator = estimator
+        self._estimator, self._rows = estimator, rows
 
     def check(self) -> None:
         """Whether weights have been used so that each row has the distribution that one draw of them gives it.
@@ -51,6 +52,8 @@ class RowNoise(Products):
             )
 
     def takes(self, x: Tensor, weight: Weight, channels: int) -> bool:
+        if len(x) != self._rows:  # such as places of rows, put after each other: those of one row share its noise
+            return False
         return self._estimator == "flipout" or (channels == -1 and x.ndim == 2)
 
     def multiply(self, x: Tensor, weight: Weight, product: Callable[[Tensor, Tensor], Tensor], channels: int) -> Tensor:

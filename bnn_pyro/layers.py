@@ -112,7 +112,8 @@ def _run(target: Target, mode: Tensor, shifts: Sequence[Tensor]) -> tuple[Tensor
 
     def latent(name: str, fn: Any) -> tuple[Tensor, Tensor]:
         value, log_jacobian = constrain_site(fn, parts[name])
-        if value is parts[name]:  # in its own units, so that what scales it later is all there is
+        # in its own units, so that what scales it later is all there is; a value for each row is no weight
+        if value is parts[name] and not sites[name].by_row:
             place = torch.arange(sites[name].start, sites[name].stop, device=value.device).reshape(value.shape)
             watch.follow(name, value, linear=torch.ones_like(value), place=place)
         return value, log_jacobian

@@ -66,11 +66,13 @@ class MeanFieldElbo(Elbo):
 
     def _evaluate(self, z: Tensor, mean: Tensor, sd: Tensor, given: Substituted, rows: Rows | None) -> Evaluation:
         values, means, sds = (self.target.parts(t) for t in (z, mean, sd))
-        watch = nullcontext() if self.estimator == "weights" else RowNoise(self.estimator)
-        if isinstance(watch, RowNoise):
-            for site in self.priors.sites:
-                watch.follow(site, values[site], linear=means[site], size=sds[site])
         x, y = (None, None) if rows is None else rows[:2]
+        count = len(self.target.y if y is None else y)
+        watch = nullcontext() if self.estimator == "weights" else RowNoise(self.estimator, count)
+        if isinstance(watch, RowNoise):
+            by_row = {s.name for s in self.target.sites if s.by_row}  # which have noise of each row's own already
+            for site in self.priors.sites - by_row:
+                watch.follow(site, values[site], linear=means[site], size=sds[site])
         with given, watch:
             result = self.target.evaluate_sites(values, x, y, leave_out=self.priors.sites)
         if isinstance(watch, RowNoise):
@@ -80,8 +82,12 @@ class MeanFieldElbo(Elbo):
     def with_row_noise(self, estimator: str, rows: Rows | None) -> MeanFieldElbo:
         """The same with weights that meet rows as ``estimator`` has it; ``noise`` grows by what such rows take.
 
-        Raises: NotImplementedError where the program does not use its weights so.
+        Raises: NotImplementedError where the program does not use its weights so, or its rows are not independent given them.
         """
+        if self.target.joint:  # one draw of the weights for all rows is a part of their covariance
+            raise NotImplementedError(
+                f"estimator={estimator!r} takes observations inside pyro.plate('data', ...), and one is joint over all rows"
+            )
         made = replace(self, estimator=estimator)
         z = torch.zeros(self.target.dim, dtype=self.target.dtype, device=self.target.device)
         counted = Substituted()

@@ -43,6 +43,7 @@ class Products(TorchFunctionMode, ABC):
         super().__init__()
         self._weights: dict[int, Weight] = {}
         self._products: dict[int, Tensor] = {}  # kept, since an id is a tensor's own only while it lives
+        self._made: dict[int, Tensor] = {}  # of weights alone, such as their product: no row has gone in
         self.uses: dict[str, list[str]] = {}  # by site: "rows" for each product, and the names of other operations
 
     def follow(self, site: str, value: Tensor, **beside: Tensor) -> None:
@@ -63,9 +64,12 @@ class Products(TorchFunctionMode, ABC):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        flat = [t for t in _tensors((*args, *kwargs.values())) if id(t) in self._weights]
-        if not flat or func in _LOOKS:
+        if func in _LOOKS:
             return func(*args, **kwargs)
+        tensors = list(_tensors((*args, *kwargs.values())))
+        flat = [t for t in tensors if id(t) in self._weights]
+        if not flat:
+            return self._noted(func(*args, **kwargs), tensors)
         if len(flat) == 1:
             weight = self._weights[id(flat[0])]
             if func in _SCALES and self._scales(func, args, weight):
@@ -80,7 +84,16 @@ class Products(TorchFunctionMode, ABC):
             return out
         for value in flat:
             self.uses.setdefault(self._weights[id(value)].site, []).append(getattr(func, "__name__", str(func)))
-        return func(*args, **kwargs)
+        return self._noted(func(*args, **kwargs), tensors)
+
+    def _noted(self, out: Any, tensors: list[Tensor]) -> Any:
+        """``out``, kept among ``_made`` where all ``tensors`` that went in are weights or made of them."""
+        if tensors and all(self._is_of_weights(t) for t in tensors):
+            self._made |= {id(t): t for t in _tensors([out])}
+        return out
+
+    def _is_of_weights(self, t: Tensor) -> bool:
+        return id(t) in self._weights or id(t) in self._made
 
     def _scales(self, func: Any, args: Any, weight: Weight) -> bool:
         """Whether the result is the weight times something that does not make it larger."""
@@ -110,7 +123,7 @@ class Products(TorchFunctionMode, ABC):
         bias = None
         if func in _ADDS and len(args) == 2 and not kwargs:
             x, bias = args if id(args[0]) in self._products else args[::-1]
-            fits = id(x) in self._products and isinstance(bias, Tensor) and bias.ndim < x.ndim
+            fits = id(x) in self._products and _is_bias(bias) and bias.ndim < x.ndim
             return self._with_bias(x, bias, -1) if fits else None
         if func in _PRODUCTS and len(args) == 2 and isinstance(args[1], Tensor) and args[0].ndim >= 2:
             x, w, product, channels = args[0], args[1], torch.matmul, -1
@@ -123,14 +136,22 @@ class Products(TorchFunctionMode, ABC):
         else:
             return None
         weight = self._weights.get(id(w))
-        if weight is None or (channels == -1 and w.ndim > 2) or not self.takes(x, weight, channels):
+        if weight is None or (channels == -1 and w.ndim > 2) or not (bias is None or _is_bias(bias)):
+            return None
+        if self._is_of_weights(x) or not self.takes(x, weight, channels):  # as A in x (A B)
             return None
         out = self.multiply(x, weight, product, channels)
         return out if bias is None else self._with_bias(out, bias, channels)
 
     def _with_bias(self, out: Tensor, bias: Tensor, channels: int) -> Tensor:
+        """``out`` with a bias () or (channels,)."""
         shape = [-1 if i == channels % out.ndim else 1 for i in range(1, out.ndim)] if bias.ndim else []
         return self.add(out, bias, self._weights.get(id(bias)), shape)
+
+
+def _is_bias(value: Any) -> bool:
+    """Whether it can be one number for each output: one for each place, too, would not lie along their axis alone."""
+    return isinstance(value, Tensor) and value.ndim <= 1
 
 
 def _convolution(*settings: Any, **more: Any) -> Tensor:

@@ -15,6 +15,7 @@ from bnn_pyro.data import Inputs, refuse_not_finite
 from bnn_pyro.errors import DataError, OptionError, ShapeError
 from bnn_pyro.inference import MAP, SVI, Method
 from bnn_pyro.isolation import derive_seed, isolated
+from bnn_pyro.labels import learn_classes
 from bnn_pyro.minibatches import Batches
 from bnn_pyro.model import Model
 from bnn_pyro.streams import Arrays, Source, find_source, joined
@@ -92,6 +93,8 @@ def survey(source: Source, where: str, labels: bool, seed: int, sample: int = SA
                 refuse_not_finite(array, f"{label}, the rows from {stream.n} on", where, None)
             stream.moments.setdefault(name, Moments()).add(array)
         if labels:
+            if y.ndim != 1:
+                learn_classes(y, f"{where}, y")  # says what is wrong with that shape
             classes = np.unique(y) if classes is None else np.union1d(classes, y)
             if len(classes) > MOST_CLASSES:
                 raise DataError(f"{where}, y: expected at most {MOST_CLASSES:,} classes, got more. Use a regression.")

@@ -48,7 +48,7 @@ def fit_guide(
     ``stats`` has ``log_p`` and ``log_q``, unconstrained log densities up to the same constant, from which k-hat; of rows that
     come in ``batches``, of which the target has a sample, ``log_q`` alone.
     Raises: ModelError where the guide does not have the program's latent sites, or the ELBO is not finite; OptionError for
-        options that Pyro's loop lacks, where it has to run.
+        options that Pyro's loop lacks, where it has to run, and for a guide that needs all rows where they come in batches.
     """
     began = time.perf_counter()
     where = f"{target.name}, guide"
@@ -56,6 +56,11 @@ def fit_guide(
     with isolated(derive_seed(seed, "svi"), target.dtype, threads=threads_for(target)):
         program = float_observations(target)
         guide = make_guide(asked, own_guide, program, where)
+        if batches is not None and isinstance(guide, AutoLaplaceApproximation):
+            raise OptionError(
+                f"{where}: expected one that takes rows in batches, got guide='laplace', whose Hessian is a sum over all rows. "
+                "Use guide='multivariate' or 'lowrank', or pass arrays and inference='laplace'."
+            )
         check_sites(target, guide, where)
         lr = method.lr or (MEAN_FIELD_LR if isinstance(guide, MEAN_FIELD_GUIDES) else LR)
         trained, reason = None, ""

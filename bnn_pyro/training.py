@@ -61,7 +61,8 @@ def compile_training(
     batches: Batches | None,
     more: list[Tensor],
 ) -> Training:
-    """The training of members (m, k) from ``start``, by a compiled step, or by ``plain`` with autograd and the reason.
+    """The training of members (m, k) from ``start``, by a compiled step; by ``plain`` with autograd where ``backend`` is
+    ``"pyro"``, or with the reason where there is no other.
 
     Args:
         objective: What ``steps.adam_step`` takes, of the flat vector as one part.
@@ -72,8 +73,10 @@ def compile_training(
         more: Tensors that each step takes after those of its batch.
     """
     shapes = [start.shape[1:]]
-    function, one = adam_step(objective, shapes, clip, shared=False), by_autograd(plain, shapes)
-    state = State(start, [start.shape[1]])
+    one, state = by_autograd(plain, shapes), State(start, [start.shape[1]])
+    if backend == "pyro":
+        return Training(plain_step(one, clip, 1), state, noise.shape, batches, more)
+    function = adam_step(objective, shapes, clip, shared=False)
     rows = [*(batches.draw() if batches is not None else []), *more]
     try:
         expected = expect(one, clip, start, noise, *rows)

@@ -171,6 +171,24 @@ def test_noise_of_the_rows_own_lowers_the_gradients_variance_and_leaves_the_mean
     assert grads_b[0].var(0).mean() < 0.5 * grads_a[0].var(0).mean()
 
 
+def test_a_latent_value_of_each_row_is_taken_for_its_rows_data():
+    """Noise of its own it has without more: the product's outputs take numbers, and it takes none."""
+
+    def factors(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([x.shape[0], 2]).to_event(1))
+            pyro.sample("y", dist.Normal(z @ w, 0.5).to_event(1), obs=y)
+
+    with isolated(seed=0, dtype=torch.float64):
+        x, y = torch.randn(10, 1), torch.randn(10, 3)
+        target = build_target(factors, x, y, dtype=torch.float64)
+        guide = bnn.nn.MeanField(factors)
+        guide(x, y)
+        elbo = mean_field(trace_elbo(target, guide, path_gradient=True), True)
+        assert elbo.with_row_noise("local", None).noise == target.dim + 10 * 3
+
+
 @pytest.mark.slow
 def test_a_network_of_layers_is_fitted_by_its_guide_and_by_nuts():
     data = bnn.load_dataset("diabetes")

@@ -230,6 +230,11 @@ REFUSED = {
     "nuts": (lambda x, y: (loader(x, y, batch_size=8),), {"inference": "nuts"}, "for a DataLoader, got nuts"),
     "ensemble": (lambda x, y: (loader(x, y, batch_size=8),), {"inference": "ensemble"}, "got ensemble"),
     "pyro": (lambda x, y: (loader(x, y, batch_size=8),), {"engine": "pyro"}, "engine='pyro' and svi"),
+    "laplace": (
+        lambda x, y: (loader(x, y, batch_size=8),),
+        {"guide": "laplace"},
+        "linear, guide: expected one that takes rows in batches, got guide='laplace'.* Use guide='multivariate'",
+    ),
     "y": (lambda x, y: (loader(x, y, batch_size=8), y), {}, "expected none beside a DataLoader"),
     "pairs": (lambda x, y: (DataLoader(Strange(), batch_size=4),), {}, r"pairs \(x, y\), got one of Tensor"),
     "no size": (lambda x, y: (loader(x, y, batch_size=None),), {}, "batch_size: expected a number"),
@@ -250,6 +255,29 @@ def test_what_cannot_be_streamed_is_refused_before_work(what):
     given, options, message = REFUSED[what]
     with pytest.raises(bnn.BNNError, match=message):
         bnn.fit(bnn.get_model("linear"), *given(*rows()), **{"inference": "svi", **QUIET, **options})
+
+
+def test_labels_of_a_loader_with_an_axis_too_many_are_refused_as_those_in_memory_are():
+    x, y = rows(SIZE)
+    labels = (y > y.mean())[:, None]
+    for given in ((x, labels), (loader(x, labels, batch_size=SIZE),)):
+        with pytest.raises(
+            bnn.ShapeError, match=r"^logistic, y: expected labels of shape \(n,\), got \(20, 1\)\. Pass y\.resh"
+        ):
+            bnn.fit(bnn.get_model("logistic"), *given, inference="svi", **QUIET)
+
+
+def test_a_laplace_guide_of_batches_in_memory_has_the_hessian_of_all_rows():
+    x, y = rows(2500)
+
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x[:, 0], 0.5), obs=y)
+
+    found = bnn.fit(program, x, y, guide="laplace", batch_size=100, **settings(steps=20, draws=4000))
+    sd = (1.0 + (x[:, 0].astype(float) ** 2).sum() / 0.25) ** -0.5
+    assert float(found.draws.z.std()) == pytest.approx(sd, rel=4.5 / 8000**0.5)
 
 
 def test_mapped_rows_without_batches_are_rows_in_memory(mapped):

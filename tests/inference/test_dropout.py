@@ -286,3 +286,16 @@ def test_a_parameter_that_would_not_be_learnt_is_said():
         bnn.fit(learnt, x, x[:, 0] + 5, inference="mc_dropout", progress=False)
     with pytest.warns(UserWarning, match=r"nuts: latent sites are sampled, and pyro\.param 'shift' stays as"):
         bnn.fit(learnt, x, x[:, 0], inference="nuts", chains=2, warmup=10, draws=5, max_tree_depth=3, progress=False)
+
+
+def test_latent_values_of_each_row_are_rows_of_a_layer():
+    def factors(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0], 2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z @ w, 0.5).to_event(1), obs=y)
+
+    x = torch.zeros(12, 1)
+    y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    found = bnn.fit(factors, x, y, inference="mc_dropout", steps=20, draws=10, standardize=False, progress=False)
+    assert found.draws.info["units"] == 2

@@ -1,6 +1,7 @@
 """SVI and MAP against exact posteriors, the guides by name, and the ELBO's two terms."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -236,6 +237,40 @@ def test_a_guide_with_a_stray_site_is_refused():
 
     with pytest.raises(bnn.ModelError, match=r"got \['stray'\] as well"):
         bnn.fit(simple, X, X.sum(1), guide=guide, **SHORT)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 2)])
+@pytest.mark.parametrize("engine", ["compiled", "pyro"])
+def test_a_guide_with_a_site_of_another_shape_is_refused_before_the_first_step(engine, shape):
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("y", dist.Normal(w.sum() * x[:, 0], 0.5), obs=y)
+
+    def guide(x, y=None):
+        m = pyro.param("m", lambda: torch.zeros(shape))
+        pyro.sample("w", dist.Normal(m, 0.1).to_event(len(shape)))
+
+    expected = f"program, guide, site 'w': expected a value of shape (2,), as the program has, got {shape}. Give"
+    with pytest.raises(bnn.ModelError, match=re.escape(expected)):
+        bnn.fit(program, X, X.sum(1), guide=guide, engine=engine, progress=False, **SHORT)
+
+
+@pytest.mark.parametrize("estimator", ["local", "flipout"])
+def test_noise_of_the_rows_own_is_refused_where_rows_are_not_independent_or_not_seen(estimator):
+    def joint(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        covariance = 0.3 * torch.eye(len(x)) + 0.5
+        pyro.sample("y", dist.MultivariateNormal(x @ w, covariance_matrix=covariance), obs=y)
+
+    def low_rank(x, y=None):
+        a, b = (pyro.sample(n, dist.Normal(0.0, 1.0).expand(s).to_event(2)) for n, s in (("a", [2, 1]), ("b", [1, 2])))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("y", dist.Normal((x @ (a @ b)).sum(1), 0.5), obs=y)
+
+    for program, reason in ((joint, "one is joint over all rows"), (low_rank, "no product of rows and weights")):
+        with pytest.raises(bnn.OptionError, match=rf"svi, estimator: expected steps .*{reason}.*Leave estimator out"):
+            bnn.fit(program, X, X.sum(1), estimator=estimator, progress=False, **SHORT)
 
 
 def test_the_path_gradient_has_the_mean_of_the_whole_gradient():
