@@ -232,7 +232,7 @@ def _compile(target: Target, method: MCDropout, units: Units, start: Tensor, see
         batches = MiniBatches(target, method.batch_size, derive_seed(seed, "batches"))
     objective = _Objective(target, normal_priors(target), units, method.masks == "rows", batches)
     with torch.no_grad():
-        counted = objective.count(start, [r[0] for r in batches.draw()] if batches is not None else [])
+        counted = objective.count(start, [r[0] for r in batches.first()] if batches is not None else [])
     return compile_training(
         objective,
         objective,

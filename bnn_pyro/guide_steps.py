@@ -40,6 +40,7 @@ def compile_guide_step(
     """
     if batches is None and method.batch_size is not None and method.batch_size < target.n:
         batches = MiniBatches(target, method.batch_size, derive_seed(seed, "batches"))
+    rows = batches.first() if batches is not None else []
     try:
         elbo = trace_elbo(target, guide, isinstance(guide, PATH_GRADIENT_GUIDES))
         if not elbo.leaves:
@@ -53,7 +54,6 @@ def compile_guide_step(
         written = mean_field(elbo, closed) if closed or target.dim < LARGE else None
         if written is None and closed:
             return None, "it is known for mean-field normal guides only"
-        rows = batches.draw() if batches is not None else []
         if written is not None and estimator != "weights":
             some = batches.rows(*(r[0] for r in rows)) if batches is not None else None
             written = written.with_row_noise(estimator, some)

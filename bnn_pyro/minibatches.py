@@ -35,10 +35,21 @@ class Batches(ABC):
 
     def __init__(self, size: int, scale: float, names: list[str] | None):
         self.size, self.scale, self.names = size, scale, names
+        self._first: list[Tensor] | None = None
 
-    @abstractmethod
+    def first(self) -> list[Tensor]:
+        """What ``draw`` will give next, to try a step on."""
+        self._first = self._first or self._next()
+        return self._first
+
     def draw(self) -> list[Tensor]:
         """The tensors of the next batches, each (members, size, ...): those of x, and y."""
+        drawn, self._first = self._first or self._next(), None
+        return drawn
+
+    @abstractmethod
+    def _next(self) -> list[Tensor]:
+        """As ``draw``."""
 
     def rows(self, *tensors: Tensor) -> Rows:
         """One member's part of what ``draw`` gave, as the program takes it."""
@@ -74,7 +85,7 @@ class MiniBatches(Batches):
         self._ahead = ahead(numbers)
         self._ready: list[list[Tensor]] = []
 
-    def draw(self) -> list[Tensor]:
+    def _next(self) -> list[Tensor]:
         if not self._ready:
             self._ready = self._gather(self._ahead)[::-1]
         return self._ready.pop()

@@ -133,8 +133,7 @@ class StreamedBatches(Batches):
         super().__init__(size, stream.n / size, names)
         self._parts, self._encode = stream.source.batches(size, seed), encode
 
-    def draw(self) -> list[Tensor]:
-        """The tensors of the next batch, each (1, size, ...): those of x, and y."""
+    def _next(self) -> list[Tensor]:
         arrays, targets = next(self._parts)
         x, y = self._encode(arrays if self.names is not None else arrays[""], targets)
         return [t[None].contiguous() for t in (*(x.values() if isinstance(x, dict) else [x]), y)]

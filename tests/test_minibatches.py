@@ -260,3 +260,20 @@ def test_a_guide_fitted_by_batches_has_the_spread_of_one_fitted_by_all_rows(dtyp
     assert torch.allclose(sd, precision.diagonal().rsqrt(), rtol=0.05)
     assert ((batch_sd / sd - 1).abs() < 0.1).all()
     assert ((batch_mean - mean).abs() < 0.5 * sd).all()
+
+
+@pytest.mark.parametrize("kind", [bnn.SVI, bnn.MAP, bnn.Ensemble, bnn.MCDropout], ids=lambda kind: kind.name)
+def test_each_row_is_trained_on_in_the_first_epoch(monkeypatch, kind):
+    """The batch that a step is tried on is the first one."""
+    method = kind(steps=4, batch_size=5)
+    seen, draw = [], MiniBatches.draw
+
+    def watched(batches):
+        seen.append(draw(batches))
+        return seen[-1]
+
+    monkeypatch.setattr(MiniBatches, "draw", watched)
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    bnn.fit(bnn.get_model("mlp_gaussian", hidden=(3,)), x, x[:, 0], inference=method, standardize=False, progress=False)
+    for member in torch.cat([y for *_, y in seen], 1):
+        assert torch.equal(member.sort().values, x[:, 0].sort().values)
