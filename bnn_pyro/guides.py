@@ -23,7 +23,7 @@ from torch.distributions import constraints
 from bnn_pyro.data import Inputs
 from bnn_pyro.errors import ModelError
 from bnn_pyro.sites import draw_from_prior
-from bnn_pyro.target import Program, Target, is_factor
+from bnn_pyro.target import OwnParameters, Program, Target, is_factor
 
 MEAN_FIELD_GUIDES = (autoguide.AutoDiagonalNormal, autoguide.AutoNormal)
 # Guides whose densities depend on parameters alone, not on other latents: there the path gradient is the whole gradient.
@@ -125,9 +125,16 @@ def latents_only(guide: Any) -> Any:
     return poutine.block(guide, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
 
 
+def begin_parameters(target: Target) -> None:
+    """Puts the program's parameters into Pyro's store, as copies; random numbers are none the fewer."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), OwnParameters():
+        target.program(target.x, target.y)
+
+
 def check_sites(target: Target, guide: Any, where: str) -> None:
     try:
-        trace = poutine.trace(guide).get_trace(target.x, target.y)
+        with OwnParameters():
+            trace = poutine.trace(guide).get_trace(target.x, target.y)
     except Exception as error:  # a guide is a user's program, or one of Pyro's that refuses this model
         first = next(iter(str(error).strip().splitlines()), "") or "no message"
         raise ModelError(

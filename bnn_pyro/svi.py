@@ -19,7 +19,7 @@ from bnn_pyro.elbo_record import ElboRecord
 from bnn_pyro.errors import OptionError, warn
 from bnn_pyro.guide_draws import draw_guide
 from bnn_pyro.guide_steps import compile_guide_step
-from bnn_pyro.guides import MEAN_FIELD_GUIDES, check_sites, float_observations, laplace, make_guide
+from bnn_pyro.guides import MEAN_FIELD_GUIDES, begin_parameters, check_sites, float_observations, laplace, make_guide
 from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.interrupts import watch_interrupts
 from bnn_pyro.isolation import derive_seed, isolated, reseed
@@ -55,6 +55,7 @@ def fit_guide(
     asked = "delta" if isinstance(method, MAP) else method.guide
     with isolated(derive_seed(seed, "svi"), target.dtype, threads=threads_for(target)):
         program = float_observations(target)
+        begin_parameters(target)
         guide = make_guide(asked, own_guide, program, where)
         if batches is not None and isinstance(guide, AutoLaplaceApproximation):
             raise OptionError(

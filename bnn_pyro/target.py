@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, IndependentTransform, Transform, biject_to, identity_transform
+from torch.nn import Parameter
 
 from bnn_pyro.data import Inputs, rows
 from bnn_pyro.errors import ModelError
@@ -78,7 +79,19 @@ class _Stop(Exception):
     """Ends a run at the observed site, before anything is drawn there."""
 
 
-class Run(Messenger):
+class OwnParameters(Messenger):
+    """Inside it, ``pyro.param`` begins at a copy of the tensor that it is given: Pyro would train the user's own.
+
+    Parameters of modules are left: a fit has a copy of the whole module.
+    """
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, *given = msg["args"]
+        if given and isinstance(given[0], Tensor) and not isinstance(given[0], Parameter):
+            msg["args"] = (name, given[0].detach().clone(), *given[1:])
+
+
+class Run(OwnParameters):
     """Gives every latent site its value and collects log densities; outermost handler around a program.
 
     Args:
@@ -115,6 +128,8 @@ class Run(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.params:
             msg["value"], msg["done"] = self.params[msg["name"]], True
+        else:
+            super()._pyro_param(msg)
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or is_deterministic(msg):

@@ -536,3 +536,29 @@ def test_log_densities_are_at_the_programs_own_parameters_as_trained():
     assert 0.05 < float(posterior.draws.params["sd"]) < 0.2
     expected = [float(posterior.target.log_density(z)) for z in posterior.draws.z[0]]
     assert posterior.draws.stats["lp"][0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("where", ["guide", "program"])
+@pytest.mark.parametrize("engine", ["auto", "pyro"])
+def test_a_tensor_that_parameters_begin_at_stays_the_users(where, engine):
+    start = torch.zeros(2)
+
+    def program(x, y=None):
+        shift = pyro.param("shift", start) if where == "program" else start
+        w = pyro.sample("w", dist.Normal(shift.detach() * 0, 1.0).to_event(1))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("y", dist.Normal(x @ (w + shift), 0.5), obs=y)
+
+    def guide(x, y=None):
+        loc = pyro.param("loc", start if where == "guide" else torch.zeros(2))
+        pyro.sample("w", dist.Normal(loc, 0.1).to_event(1))
+
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    found = [
+        bnn.fit(
+            program, x, x[:, 0], inference="svi", guide=guide, steps=30, draws=5, engine=engine, progress=False
+        ).draws
+        for _ in range(2)
+    ]
+    assert torch.equal(start, torch.zeros(2)) and not start.requires_grad
+    assert torch.equal(found[0].z, found[1].z) and found[0].z.abs().max() > 0.1
