@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bnn_pyro import labels
 from bnn_pyro.errors import DataError, ShapeError, printable, unknown
-from bnn_pyro.frames import MISSING, Encoding, complete_rows, learn_encoding
+from bnn_pyro.frames import MISSING, Encoding, complete_rows, encode_numbers, learn_encoding
 
 RESERVED = ("chain", "draw", "row", "feature", "probe", "probe_row", "class")  # dimensions of the results
 Inputs = Tensor | dict[str, Tensor]
@@ -73,7 +73,7 @@ def collect(
     Args:
         missing: What to do with missing values of a data frame: ``"refuse"``, ``"impute"`` or ``"drop"`` (see ``frames``).
         classes: Whether y are labels of classes; ``count`` is how many there have to be, if that is fixed.
-        like: Training rows: a data frame is encoded as theirs was.
+        like: Training rows: a data frame is encoded as theirs was, and holds numbers only if they came as an array.
         empty: Whether no rows at all will do.
     Raises: DataError for values that are not numbers or not finite, naming row and column; ShapeError for lengths
         that differ or a transposed x.
@@ -85,10 +85,11 @@ def collect(
         target = str(y.name) if getattr(y, "name", None) is not None else None
     if missing == "drop" and not isinstance(x, Mapping):
         x, y = _complete(x, y)
-    if _is_frame(x):
-        encoding = (
-            like.encoding if like is not None and like.encoding is not None else learn_encoding(x, where, missing)
-        )
+    if is_frame(x):
+        if like is None:
+            encoding = learn_encoding(x, where, missing)
+        else:
+            encoding = like.encoding if like.encoding is not None else encode_numbers(x, where)
         x, columns = encoding.apply(x, where), encoding.names
     if isinstance(x, str | Path):
         raise DataError(
@@ -110,7 +111,7 @@ def collect(
     n = rows(arrays)
     if classes and y is not None:
         shape = labels.to_array(y).shape
-        if not _is_frame(y) and shape and shape[0] != n and (len(shape) == 1 or shape == (1, n)):
+        if not is_frame(y) and shape and shape[0] != n and (len(shape) == 1 or shape == (1, n)):
             raise _lengths_differ(arrays, shape, where)
         y, known = labels.learn_classes(y, f"{where}, y", count)
     elif y is not None:
@@ -122,13 +123,30 @@ def collect(
     return Data(arrays, y, columns, target, encoding, known)
 
 
-def _is_frame(x: Any) -> bool:
+def is_frame(x: Any) -> bool:
+    """Whether x is a data frame, of whatever library."""
     return hasattr(x, "columns") and hasattr(x, "to_numpy") and not isinstance(x, Mapping)
+
+
+def holds_both(x: Any) -> bool:
+    """Whether x is an object with rows in .x and .y, such as a part of a data set; columns of a frame are none."""
+    return hasattr(x, "x") and hasattr(x, "y") and not is_frame(x)
+
+
+def unmasked(values: Any) -> Any:
+    """A masked array with NaN where it is masked, in floats if it is anywhere; anything else as it is."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    if values.dtype.kind not in "fiub" or not np.ma.is_masked(values):
+        return values.data  # what is neither masked nor a number is refused as such
+    floats = values.data.astype(values.dtype if values.dtype.kind == "f" else np.float64)  # a copy
+    floats[np.ma.getmaskarray(values)] = np.nan
+    return floats
 
 
 def _complete(x: Any, y: Any) -> tuple[Any, Any]:
     """The rows of a data frame or an array, and of y, in which nothing is missing."""
-    x = x if _is_frame(x) else np.asarray(x)
+    x = x if is_frame(x) else np.asarray(unmasked(x))
     kept = complete_rows(x, y)
     if y is None:
         return x[kept], None
@@ -157,7 +175,7 @@ def _array(value: Any, name: str, where: str, columns: tuple[str, ...] | None) -
         value = value.detach().cpu()
         value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
     try:
-        array = np.array(value)  # a copy: the caller's array is never shared or changed
+        array = np.array(unmasked(value))  # a copy: the caller's array is never shared or changed
     except ValueError as error:
         raise ShapeError(
             f"{where}, {name}: expected rows of equal length, got a ragged list. Pass an array."

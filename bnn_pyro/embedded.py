@@ -43,12 +43,15 @@ def checksum(x: pd.DataFrame, y: pd.Series) -> str:
     """SHA-256 of column names, kinds and values of x (n, d) and y (n,), text included.
 
     Numbers count as little-endian float64 or int64 and text as UTF-8, so the sum is the same for any generation of
-    pandas and on any machine.
+    pandas and on any machine. Of a nullable column with gaps, where those are counts as well.
     """
     digest = hashlib.sha256()
     for name, column in [*x.items(), ("target " + str(y.name), y)]:
         kind = getattr(column.dtype, "kind", "O")
         digest.update(f"{name}\0{len(column)}\0{kind if kind in 'fib' else 'text'}\0".encode())
+        if kind in "fib" and pd.api.types.is_extension_array_dtype(column.dtype) and column.isna().any():
+            digest.update(column.isna().to_numpy(dtype=bool).tobytes())
+            column = column.fillna(False if kind == "b" else 0)
         if kind == "f":
             digest.update(column.to_numpy(dtype="<f8").tobytes())
         elif kind in "ib":

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
+from bnn_pyro.data import unmasked
 from bnn_pyro.errors import OptionError, unknown, warn
 from bnn_pyro.fitting import fit
 from bnn_pyro.frames import MISSING
@@ -144,6 +145,7 @@ class Estimator(BaseEstimator):
 
     def _training_rows(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         """X as an array, or as a data frame if it has names, text or gaps; y (n,)."""
+        X, y = unmasked(X), unmasked(y)
         if _needs_encoding(X):
             X, y = validate_data(self, X, y, skip_check_array=True)
             y = column_or_1d(
@@ -159,9 +161,10 @@ class Estimator(BaseEstimator):
             names = [f"x{i}" for i in range(X.shape[1])]
         return (X if names is None else pd.DataFrame(X, columns=names)), y
 
-    def _predict(self, X: Any) -> Any:
-        """The posterior's prediction at X, whose columns must be those of the training rows."""
+    def _new_rows(self, X: Any) -> Any:
+        """X for the posterior to predict at; its columns must be those of the training rows."""
         check_is_fitted(self, "posterior_")
+        X = unmasked(X)
         encoding = self.posterior_.data.encoding
         text = encoding is not None and any(column.kind == "category" for column in encoding.columns)
         if text:
@@ -173,7 +176,12 @@ class Estimator(BaseEstimator):
             X = validate_data(self, X, reset=False, ensure_all_finite=finite)
         if encoding is not None and not isinstance(X, pd.DataFrame):
             X = pd.DataFrame(X, columns=[column.name for column in encoding.columns])
-        return self.posterior_.predict(X)
+        return X
+
+    def _predict(self, X: Any) -> Any:
+        """The posterior's prediction at X, rows as for ``_new_rows``."""
+        rows = self._new_rows(X)  # first, as it says so where nothing was fitted
+        return self.posterior_.predict(rows)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

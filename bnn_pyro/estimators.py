@@ -82,6 +82,9 @@ class BNNRegressor(RegressorMixin, Estimator):
             return_interval: A probability p: return ``lower, upper``, each (n,), as well, last: the central interval that
                 holds y with probability p. Its bounds are quantiles of draws, so they have Monte Carlo error.
         """
+        if not return_std and return_interval is None:
+            rows = self._new_rows(X)  # first, as it says so where nothing was fitted
+            return self.posterior_.predictive_mean(rows)
         prediction = self._predict(X)
         if isinstance(prediction, ClassPrediction):
             raise ModelError(
@@ -90,7 +93,7 @@ class BNNRegressor(RegressorMixin, Estimator):
         extra = (prediction.std,) if return_std else ()
         if return_interval is not None:
             extra = (*extra, *prediction.interval(return_interval))
-        return (prediction.mean, *extra) if extra else prediction.mean
+        return (prediction.mean, *extra)
 
 
 class BNNClassifier(ClassifierMixin, Estimator):

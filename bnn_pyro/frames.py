@@ -65,7 +65,7 @@ class Encoding:
 
     def _needed(self, frame: Any, where: str) -> Any:
         """The frame without columns that were the same in all training rows and so were left out."""
-        names = _column_names(frame, where)
+        names = column_names(frame, f"{where}, x")
         idle = {c.name: c for c in self.columns if not c.used}
         for i, name in enumerate(names):
             if name in idle:
@@ -110,7 +110,7 @@ def learn_encoding(frame: Any, where: str, missing: str = "refuse") -> Encoding:
     """
     if missing not in MISSING:
         raise OptionError(f"{where}, missing: expected one of {', '.join(MISSING)}, got {shown(missing)}.")
-    names = _column_names(frame, where)
+    names = column_names(frame, f"{where}, x")
     if len(frame) == 0 and missing == "drop":
         raise DataError(f"{where}, x: expected at least one row without a missing value, got none.")
     columns = tuple(learn_column(frame.iloc[:, i], name, where, missing) for i, name in enumerate(names))
@@ -127,6 +127,11 @@ def learn_encoding(frame: Any, where: str, missing: str = "refuse") -> Encoding:
         if not column.used:
             warn(f"{where}, x: column {column.name!r} is the same in all rows, so it is left out.")
     return encoding
+
+
+def encode_numbers(frame: Any, where: str) -> Encoding:
+    """The encoding of new rows whose training rows were an array: their columns, each a number, so that text is refused."""
+    return Encoding(tuple(Column(name, "number") for name in column_names(frame, f"{where}, x")))
 
 
 def complete_rows(frame: Any, y: Any) -> np.ndarray:
@@ -154,21 +159,22 @@ def _warn_of_news(series: Any, column: Column, where: str) -> None:
             return
 
 
-def _column_names(frame: Any, where: str) -> list[str]:
+def column_names(frame: Any, where: str) -> list[str]:
+    """The columns' names as text. Raises: DataError for one that stands twice, and for anything but a pandas frame."""
     if not isinstance(frame, pd.DataFrame):
         raise DataError(
-            f"{where}, x: expected a pandas data frame, got {type(frame).__name__}. Pass x.to_pandas(), or "
+            f"{where}: expected a pandas data frame, got {type(frame).__name__}. Pass x.to_pandas(), or "
             "pandas.DataFrame(x, columns=[...]) with the names of the training rows."
         )
     names = [str(c) for c in frame.columns]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{where}, x: expected a name for each column, got {twice!r} twice. Rename one.")
+        raise DataError(f"{where}: expected a name for each column, got {twice!r} twice. Rename one.")
     return names
 
 
 def _check_columns(frame: Any, expected: list[str], where: str) -> None:
-    names = _column_names(frame, where)
+    names = column_names(frame, f"{where}, x")
     if names == expected:
         return
     label_of = dict(zip(names, frame.columns))

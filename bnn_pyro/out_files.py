@@ -33,7 +33,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         handle, made = tempfile.mkstemp(prefix=f".{path.name[:50]}-", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-                table.to_csv(stream, index=False, float_format="%.9g")
+                table.to_csv(stream, index=False)  # floats in as many digits as tell them from all others
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(made, path)

@@ -15,7 +15,7 @@ from bnn_pyro.columns import missing_rows, refuse_infinite
 from bnn_pyro.datasets import DataCard, DataSet, Part
 from bnn_pyro.embedded import SPLIT_SEED, checksum
 from bnn_pyro.errors import DataError, OptionError, place, unknown
-from bnn_pyro.frames import MISSING, complete_rows
+from bnn_pyro.frames import MISSING, column_names, complete_rows
 from bnn_pyro.labels import learn_classes
 from bnn_pyro.table_files import read_table
 
@@ -89,7 +89,7 @@ def read_own(
     """The table that ``load_table`` splits, with all of its checks that need no task (and no torch)."""
     table = source if isinstance(source, pd.DataFrame) else read_table(source, na=na)
     name = name or ("table" if isinstance(source, pd.DataFrame) else Path(source).name)
-    names = [str(c) for c in table.columns]
+    names = column_names(table, name)
     for column in (target, *drop):
         if column not in names:
             raise unknown(f"column of {name}", column, names)
@@ -153,7 +153,7 @@ def _task(y: pd.Series) -> str:
 
 
 def _kind(y: pd.Series) -> str:
-    return "true and false" if pd.api.types.is_bool_dtype(y) else "text"
+    return "true and false" if pd.api.types.infer_dtype(y.astype(object)) == "boolean" else "text"
 
 
 def _held_out(x: pd.DataFrame, y: pd.Series | None, share: float) -> np.ndarray:

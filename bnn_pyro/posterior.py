@@ -14,13 +14,13 @@ import numpy as np
 
 from bnn_pyro import labels
 from bnn_pyro.class_prediction import ClassPrediction, counts_classes, predict_classes
-from bnn_pyro.data import Data, collect, inputs_to_tensors
+from bnn_pyro.data import Data, collect, holds_both, inputs_to_tensors
 from bnn_pyro.draws import Draws
-from bnn_pyro.errors import ModelError, OptionError, ShapeError, warn
+from bnn_pyro.errors import DataError, ModelError, OptionError, ShapeError, warn
 from bnn_pyro.inference import MCMC, Adaptation, Method
 from bnn_pyro.isolation import check_seed, derive_seed
 from bnn_pyro.model import Model
-from bnn_pyro.prediction import Prediction, log_predictive_density, predict
+from bnn_pyro.prediction import Prediction, log_predictive_density, predict, predictive_mean
 from bnn_pyro.scores import score
 from bnn_pyro.target import Target
 from bnn_pyro.units import Units, warn_of_outliers
@@ -132,7 +132,7 @@ class Posterior:
         Raises: DataError or ShapeError for rows that do not go with the training rows, naming both.
         """
         self._check_rows_fixed()
-        inputs = self._inputs(x.x if hasattr(x, "x") and hasattr(x, "y") and not hasattr(x, "columns") else x)
+        inputs = self._inputs(x)
         if seed is not None:
             check_seed(seed)
         seed = derive_seed(self.seed if seed is None else seed, "predict")
@@ -141,6 +141,14 @@ class Posterior:
         if classes is None:
             return predict(self.target, self.units, z, inputs, seed)
         return predict_classes(self.target, self.units, z, inputs, seed, classes)
+
+    def predictive_mean(self, x: Any) -> np.ndarray:
+        """``predict(x).mean``, without the draws that a ``Prediction`` holds: (n,) or (n, k), for numbers only."""
+        self._check_rows_fixed()
+        inputs = self._inputs(x)
+        if self._classes(inputs) is not None:
+            raise ModelError(f"{self.model.name}: expected a likelihood of numbers, got one of classes. Use predict.")
+        return predictive_mean(self.target, self.units, self.draws.z.to(self.target.device), inputs)
 
     def log_predictive_density(self, x: Any, y: Any) -> np.ndarray:
         """Pointwise log density of the predictive mixture at held-out rows, original units: (n,) nats."""
@@ -155,6 +163,8 @@ class Posterior:
     def score(self, x: Any, y: Any = None) -> dict[str, tuple[float, float]]:
         """Scores on held-out rows with standard errors, by name: see ``bnn_pyro.scores``."""
         if y is None:
+            if not holds_both(x):
+                raise DataError(f"{self.model.name}, score, y: expected targets, got none. Call score(x, y).")
             x, y = x.x, x.y
         return score(self.predict(x), y, pointwise=not self.target.joint)
 
@@ -194,6 +204,7 @@ class Posterior:
         return np.arange(count) if count is not None and known is None else known
 
     def _inputs(self, x: Any) -> Any:
+        x = x.x if holds_both(x) else x
         given = collect(x, where=f"{self.model.name}, predict", like=self.data)
         _check_like(self.data, given, self.model.name)
         floating = self.model.card is not None
@@ -238,7 +249,12 @@ def _of_kind(training: Any, given: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, default=_described)
+
+
+def _described(value: Any) -> Any:
+    """An array as lists, a function by its name (its text holds an address, another one in each run), else its text."""
+    return value.tolist() if hasattr(value, "tolist") else getattr(value, "__name__", str(value))
 
 
 def _version(name: str) -> str:

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from bnn_pyro import labels
+from bnn_pyro.columns import refuse_infinite
 from bnn_pyro.errors import DataError, OptionError, RunError, place, printable, unknown
 from bnn_pyro.files import read_toml
 from bnn_pyro.frames import Encoding
 from bnn_pyro.out_files import new_file, write_csv
 from bnn_pyro.runner import Finished, held_out, read
+from bnn_pyro.table_files import TEXT_SUFFIXES, read_table
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def carry_out(
     if target is not None and target.exists() and Path(data).exists() and target.samefile(data):
         raise RunError(f"--out {target}: expected another file than --data, got the same. Choose another name.")
     fitted = _Fitted.of(read_toml(run))
-    frame = _frame(fitted.source, data, na)
+    frame = _frame(fitted.source, data, na, fitted.text)
     for column in keep:
         if column not in frame.columns:
             raise unknown(f"column of {data}", column, list(frame.columns))
@@ -92,7 +94,8 @@ def carry_out(
     used = {*x.columns, fitted.target, *keep}
     ignored = [c for c in frame.columns if c not in used]
     if target is not None:
-        write_csv(table, target)
+        kept = (_as_text(fitted.source, data, na, frame) if keep else frame)[list(dict.fromkeys(keep))]
+        write_csv(table.assign(**{column: _exact(values) for column, values in kept.items()}), target)
     training, given = _encoded(posterior, x)
     outside = _outside(training, given, posterior.data.columns, frame, np.flatnonzero(predicted))
     return Predicted(finished, data, table, scores, scored, _seen(training, given), ignored, outside, target)
@@ -108,6 +111,13 @@ class _Fitted:
     encoding: Encoding | None
     classes: np.ndarray | None
     source: dict[str, Any]  # where the training rows came from, of a run of the command line
+
+    @property
+    def text(self) -> list[str]:
+        """Columns whose values are text: those of a new file may all read as numbers, or as true and false."""
+        columns = self.encoding.columns if self.encoding is not None else ()
+        values = [(c.name, c.levels) for c in columns] + [(self.target, () if self.classes is None else self.classes)]
+        return [name for name, levels in values if len(levels) and all(isinstance(level, str) for level in levels)]
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> _Fitted:
@@ -148,7 +158,9 @@ def as_frame(prediction: Any, interval: float = 0.9) -> pd.DataFrame:
             raise DataError("predict: expected one number for each row, got several. Use posterior.predict in Python.")
         names = names_of(None, interval)
         values = [prediction.mean, prediction.std, np.sqrt(prediction.epistemic), np.sqrt(prediction.aleatoric)]
-        values += prediction.interval(interval)
+        values += [
+            bound.astype(np.float64) for bound in prediction.interval(interval)
+        ]  # as ever, and as --json has them
     return pd.DataFrame(dict(zip(names, [np.arange(len(values[0])), *values], strict=True)))
 
 
@@ -195,18 +207,32 @@ def _outside(
     )
 
 
-def _frame(about: dict[str, Any], data: str, na: tuple[str, ...]) -> pd.DataFrame:
-    """The file, or the held-out rows of a data set, as a table with text for column names."""
+def _as_text(about: dict[str, Any], data: str, na: tuple[str, ...], frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells of a CSV file as they stand there (007, 1.50), missing ones empty; anything else is ``frame``."""
+    if not data.lower().endswith(TEXT_SUFFIXES):
+        return frame
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the file has been read, and what is odd about it said
+        return _frame(about, data, na, list(frame.columns))
+
+
+def _exact(column: pd.Series) -> Any:
+    """A column for a file: whole numbers that are floats for the sake of gaps are written without a point."""
+    whole = column.dtype.kind == "f" and column.abs().max() < 2**53
+    return (column.convert_dtypes() if whole else column).array
+
+
+def _frame(about: dict[str, Any], data: str, na: tuple[str, ...], text: Sequence[str]) -> pd.DataFrame:
+    """The file, or the held-out rows of a data set, as a table with text for column names; ``text``: see ``read_table``."""
     from bnn_pyro.datasets import load_dataset
     from bnn_pyro.sources import is_table
-    from bnn_pyro.table_files import read_table
 
     if not is_table(data):
         split = about.get("split", "0") if data == about.get("name") else "0"
         test = load_dataset(data, split=int(split) if split.isdigit() else split).test
         table = pd.concat([test.x, test.y], axis=1)
     else:
-        table = read_table(data, na=tuple(na) or tuple(about.get("na", ())))
+        table = read_table(data, na=tuple(na) or tuple(about.get("na", ())), text=text)
     return table.set_axis([str(c) for c in table.columns], axis=1)
 
 
@@ -247,4 +273,6 @@ def _rows(fitted: _Fitted, data: str, table: pd.DataFrame) -> tuple[Any, Any]:
             f"{data}, column {goal!r}: expected numbers, as in the training rows, got text, such as {known.iloc[0]!r}. "
             "Mend it, or leave the column out."
         )
+    else:
+        refuse_infinite(known.to_numpy(dtype=np.float64), known, goal, data)
     return table[names], y

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bnn_pyro.batching import map_draws
-from bnn_pyro.data import rows
+from bnn_pyro.data import rows, unmasked
 from bnn_pyro.errors import ModelError, OptionError, ShapeError
 from bnn_pyro.isolation import isolated
 from bnn_pyro.likelihoods import has_mean, mean_and_variance, no_mean, split
@@ -89,11 +89,7 @@ def predict(target: Target, units: Units, z: Tensor, x: Any, seed: int, block: i
     Memory: the two arrays of draws, plus ``batching.MEMORY_BUDGET`` and some. Noise does not depend on ``block``.
     Raises: ModelError for a likelihood without a mean, such as a Cauchy one. Classes: see ``class_prediction``.
     """
-    where = f"{target.name}, predict"
-    with isolated(dtype=target.dtype), torch.no_grad():
-        fn = target.forward(z[0, 0], x)
-    if not has_mean(fn):
-        raise no_mean(fn, where)
+    where = _refuse_no_mean(target, z, x)
     chains, draws, dim = z.shape
     flat = z.reshape(-1, dim)
     functions: np.ndarray | None = None
@@ -114,6 +110,33 @@ def predict(target: Target, units: Units, z: Tensor, x: Any, seed: int, block: i
 
     shape = (chains, draws, *functions.shape[1:])
     return Prediction(functions.reshape(shape), noisy.reshape(shape), aleatoric / len(flat), log_prob)
+
+
+def predictive_mean(target: Target, units: Units, z: Tensor, x: Any) -> np.ndarray:
+    """``predict(...).mean`` alone: draw after draw is added up, so that memory is ``batching.MEMORY_BUDGET`` and some."""
+    where = _refuse_no_mean(target, z, x)
+
+    def conditional(one: Tensor) -> Tensor:
+        return mean_and_variance(target.forward(one, x), where)[0]
+
+    total: Any = 0.0
+    flat = z.reshape(-1, z.shape[-1])
+    with isolated(dtype=target.dtype), torch.no_grad():
+        for _, means in map_draws(conditional, flat):
+            functions = means.cpu().double().numpy() * units.y_sd + units.y_mean
+            for one in functions.astype(_storage(target, units)):  # rounded as ``predict`` stores them
+                total = total + one.astype(np.float64)
+    return total / len(flat)
+
+
+def _refuse_no_mean(target: Target, z: Tensor, x: Any) -> str:
+    """What complaints of a prediction begin with. Raises: ModelError for a likelihood without a mean."""
+    where = f"{target.name}, predict"
+    with isolated(dtype=target.dtype), torch.no_grad():
+        fn = target.forward(z[0, 0], x)
+    if not has_mean(fn):
+        raise no_mean(fn, where)
+    return where
 
 
 def predictive_draws(target: Target, units: Units, z: Tensor, x: Any, seed: int) -> np.ndarray:
@@ -175,7 +198,7 @@ def log_predictive_density(
         )
     assert target.predicted is not None, "forward refuses a program that observes several sites"
     observed = target.predicted.shape
-    y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y, dtype=np.float64)
+    y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else unmasked(y), dtype=np.float64)
     expected = (rows(x), *observed[1:])
     if y.shape != expected:
         raise ShapeError(

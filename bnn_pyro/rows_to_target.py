@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_pyro.data import Data, Inputs, collect, inputs_to_tensors, refuse_not_finite, to_tensor
+from bnn_pyro.data import Data, Inputs, collect, holds_both, inputs_to_tensors, refuse_not_finite, to_tensor
 from bnn_pyro.errors import DataError
 from bnn_pyro.labels import encode
 from bnn_pyro.model import Model
@@ -25,9 +25,10 @@ def training_rows(bnn: Model, x: Any, y: Any, missing: str | None = None) -> Dat
     labels = bnn.task == "classification"
     how: dict[str, Any] = {"where": bnn.name, "missing": missing, "classes": labels, "empty": True}
     how |= {"count": bnn.class_count} if labels else {}
-    if y is None and hasattr(x, "x") and hasattr(x, "y"):
+    if y is None and holds_both(x):
         data = collect(x.x, x.y, **how)
-        columns = data.columns or getattr(x, "columns", None)
+        named = getattr(x, "columns", None)
+        columns = data.columns or (None if named is None else tuple(map(str, named)))
         return replace(data, columns=columns, target=data.target or getattr(x, "target", None))
     if y is None:
         raise DataError(f"{bnn.name}, y: expected targets, got none. Call fit(x, y), or fit(data.train).")

@@ -12,6 +12,7 @@ import numpy as np
 
 from bnn_pyro import labels
 from bnn_pyro.class_prediction import ClassPrediction
+from bnn_pyro.data import refuse_not_finite, unmasked
 from bnn_pyro.errors import ShapeError
 from bnn_pyro.prediction import Prediction
 
@@ -43,10 +44,11 @@ def regression_scores(prediction: Prediction, y: Any, pointwise: bool = True) ->
     ``test_lpd``: mean log predictive density of the mixture, nats per row, higher is better.
     ``test_coverage_50``, ``_90``, ``_95``: share of rows inside that central interval. Without ``pointwise`` densities (one
     joint observation of all rows) there is no ``test_lpd``.
-    Raises: ShapeError unless y has one value for each predicted row.
+    Raises: ShapeError unless y has one value for each predicted row; DataError for one that is not finite.
     """
-    y = np.asarray(y, dtype=np.float64)
+    y = np.asarray(unmasked(y), dtype=np.float64)
     _check_rows(y, prediction.mean.shape)
+    refuse_not_finite(y, "y", "score", None, remedy="Leave such rows out.")
     squared = (prediction.mean - y) ** 2
     rmse = float(np.sqrt(squared.mean()))
     density = {"test_lpd": _mean_and_error(prediction.log_prob(y))} if pointwise else {}
@@ -60,7 +62,7 @@ def regression_scores(prediction: Prediction, y: Any, pointwise: bool = True) ->
 
 
 def inside(prediction: Prediction, y: np.ndarray, p: float) -> np.ndarray:
-    """1.0 where y lies in its central interval of probability p, 0.0 elsewhere: (n,)."""
+    """1.0 where y lies in its central interval of probability p, 0.0 elsewhere: (n,), or (n, k) as y."""
     lower, upper = prediction.interval(p)
     return ((y >= lower) & (y <= upper)).astype(np.float64)
 
@@ -127,4 +129,6 @@ def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def _standard_error(values: np.ndarray) -> float:
+    """Of the mean over rows of values (n,) or (n, k); the outputs of a row are not independent, so its mean counts once."""
+    values = values.mean(axis=tuple(range(1, values.ndim)))
     return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else float("nan")

@@ -14,7 +14,7 @@ import importlib
 import io
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ _WITH_COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)+(\.[0-9]*)?|[+-]?[0-9]+(\.[0-9]{
 _BOOLEAN = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 
 
-def read_table(path: str | Path, *, na: tuple[str, ...] = ()) -> pd.DataFrame:
-    """The table in a file: columns of int64, float64, bool or text, n rows, a name for each column.
+def read_table(path: str | Path, *, na: tuple[str, ...] = (), text: Collection[str] = ()) -> pd.DataFrame:
+    """The table in a file: columns of int64, float64, bool (of objects, None where missing) or text, n rows, named.
 
     Rows of a text file are indexed by row (from 0) and line, which ``errors.place`` says: blank lines are no rows.
 
@@ -42,8 +42,9 @@ def read_table(path: str | Path, *, na: tuple[str, ...] = ()) -> pd.DataFrame:
         path: A CSV file with a header (delimiter , ; tab or | as the header has it, UTF-8, possibly gzipped), or a
             Parquet file, for which pyarrow has to be installed.
         na: Values that mean missing, beside an empty cell and the usual NA, N/A, NaN, null. Missing numbers are NaN.
+        text: Columns that are text, whatever their cells look like; a Parquet file's own numbers stay numbers.
     Raises: DataError that names the file, and the line where there is one, for anything that is not such a table.
-    Warns: if a first column without a name only numbers the rows; it is dropped.
+    Warns: if a first column without a name only numbers the rows, or a Parquet file holds an index without one: dropped.
     """
     path = Path(path)
     if isinstance(na, str):
@@ -51,9 +52,9 @@ def read_table(path: str | Path, *, na: tuple[str, ...] = ()) -> pd.DataFrame:
     _require_file(path)
     name = path.name.lower()
     if name.endswith(PARQUET_SUFFIXES):
-        return _read_parquet(path, na)
+        return _read_parquet(path, na, text)
     if name.endswith(TEXT_SUFFIXES):
-        return _read_text(path, na)
+        return _read_text(path, na, text)
     raise DataError(
         f"table {path}: expected a file that ends in {', '.join(TEXT_SUFFIXES[:3])} (or with .gz) or .parquet, got "
         f"{printable(path.suffix)}. Save it as CSV."
@@ -77,13 +78,13 @@ def _require_file(path: Path) -> None:
 # ---- CSV
 
 
-def _read_text(path: Path, na: Sequence[str]) -> pd.DataFrame:
-    text = _decode(path)
-    delimiter = _delimiter(next((line for line in text.split("\n") if line.strip()), ""))
+def _read_text(path: Path, na: Sequence[str], text: Collection[str]) -> pd.DataFrame:
+    content = _decode(path)
+    delimiter = _delimiter(next((line for line in content.split("\n") if line.strip()), ""))
     header: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     try:
         for cells in reader:
             if not cells:
@@ -114,7 +115,7 @@ def _read_text(path: Path, na: Sequence[str]) -> pd.DataFrame:
     _refuse_nameless(path, header[1:] if index else header)
     kept = range(int(index), len(header))
     rows_of_file = pd.MultiIndex.from_arrays([range(len(lines)), lines], names=PLACE)
-    return pd.DataFrame({header[i]: _column(path, header[i], columns[i], rows_of_file, na) for i in kept})
+    return pd.DataFrame({header[i]: _column(path, header[i], columns[i], rows_of_file, na, text) for i in kept})
 
 
 def _delimiter(header: str) -> str:
@@ -187,14 +188,18 @@ def _numbers_rows(values: Sequence[Any]) -> bool:
     return any(found == [str(i) for i in range(start, start + len(found))] for start in (0, 1))
 
 
-def _warn_of_index(path: Path) -> None:
-    warn(f"table {path}: the first column has no name and only numbers the rows; dropped.")
+def _warn_of_index(path: Path, what: str = "first column") -> None:
+    warn(f"table {path}: the {what} has no name and only numbers the rows; dropped.")
 
 
-def _column(path: Path, name: str, cells: Sequence[str], index: pd.Index, na: Sequence[str]) -> pd.Series:
+def _column(
+    path: Path, name: str, cells: Sequence[str], index: pd.Index, na: Sequence[str], text: Collection[str]
+) -> pd.Series:
     """Numbers if all values are, else text; refuses a column in between. ``index`` says where each cell stands."""
     values = [cell.strip() for cell in cells]
     missing = [value in MISSING or value in na for value in values]
+    if name in text:
+        return _as_it_stands(cells, missing, index)
     given = [value for value, is_missing in zip(values, missing) if not is_missing]
     if all(_NUMBER.fullmatch(value) for value in given):
         if given and not any(missing) and all(_WHOLE.fullmatch(v) and len(v) <= 18 for v in given):
@@ -202,9 +207,15 @@ def _column(path: Path, name: str, cells: Sequence[str], index: pd.Index, na: Se
         return pd.Series(
             np.array([np.nan if is_missing else float(v) for v, is_missing in zip(values, missing)], dtype=float), index
         )
-    if not any(missing) and all(value in _BOOLEAN for value in given):
-        return pd.Series([_BOOLEAN[value] for value in given], index)
+    if all(value in _BOOLEAN for value in given):
+        truths = [None if is_missing else _BOOLEAN[value] for value, is_missing in zip(values, missing)]
+        return pd.Series(truths, index, dtype=object if any(missing) else bool)
     _refuse_almost_numbers(path, name, values, missing, index)
+    return _as_it_stands(cells, missing, index)
+
+
+def _as_it_stands(cells: Sequence[str], missing: Sequence[bool], index: pd.Index) -> pd.Series:
+    """A column of text, spaces included."""
     return pd.Series([None if is_missing else cell for cell, is_missing in zip(cells, missing)], index)
 
 
@@ -233,7 +244,7 @@ def _refuse_almost_numbers(
 # ---- Parquet
 
 
-def _read_parquet(path: Path, na: Sequence[str]) -> pd.DataFrame:
+def _read_parquet(path: Path, na: Sequence[str], text: Collection[str]) -> pd.DataFrame:
     try:
         pyarrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -248,18 +259,21 @@ def _read_parquet(path: Path, na: Sequence[str]) -> pd.DataFrame:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise DataError(f"table {path}: expected a Parquet file, got: {reason}. Save it again.") from error
+    # pandas writes an index along, under a name of its own; an input it is never, as it tells the rows' order at most
+    levels = [name for name in names if name.startswith("__index_level_")]
+    if levels:
+        _warn_of_index(path, "index")
+        table = table.drop(columns=levels)
     if table.shape[1] == 0 or len(table) == 0:
         raise DataError(f"table {path}: expected columns and rows, got shape {table.shape}. Export it again.")
-    for i, name in enumerate(names):  # pandas writes an index along, under a name of its own
-        nameless = name.startswith("__index_level_") or (i == 0 and name in ("", "Unnamed: 0"))
-        if nameless and _numbers_rows(table[name]):
-            _warn_of_index(path)
-            table = table.drop(columns=name)
+    if names[0] in ("", "Unnamed: 0") and _numbers_rows(table[names[0]]):
+        _warn_of_index(path)
+        table = table.drop(columns=names[0])
     _refuse_nameless(path, list(table.columns))
-    return pd.DataFrame({name: _parquet_column(path, name, table[name], na) for name in table.columns})
+    return pd.DataFrame({name: _parquet_column(path, name, table[name], na, text) for name in table.columns})
 
 
-def _parquet_column(path: Path, name: str, column: pd.Series, na: Sequence[str]) -> pd.Series:
+def _parquet_column(path: Path, name: str, column: pd.Series, na: Sequence[str], text: Collection[str]) -> pd.Series:
     """A column of text read as in a CSV file; one of numbers, truth values or dates as it is."""
     if getattr(column.dtype, "kind", "O") in "fiubM":
         return column
@@ -273,4 +287,4 @@ def _parquet_column(path: Path, name: str, column: pd.Series, na: Sequence[str])
             "one of these."
         )
     cells = ["" if is_empty else value for value, is_empty in zip(column, empty)]
-    return _column(path, name, cells, column.index, na)
+    return _column(path, name, cells, column.index, na, text)

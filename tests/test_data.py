@@ -109,3 +109,37 @@ def test_complaints_name_the_function_and_the_place():
     x[4, 1] = np.nan
     with pytest.raises(DataError, match=r"^predict, x: expected finite numbers, got nan at row 4, column 1; 1 of 60"):
         collect(x, where="predict")
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, int, bool])
+def test_what_a_masked_array_masks_is_missing(kind):
+    """In x, in an array of a dict, in y and in new rows; without a mask the numbers keep their kind."""
+    masked = np.ma.masked_array(np.arange(20).reshape(10, 2).astype(kind), np.arange(20).reshape(10, 2) == 7)
+    column = masked[:, 1]
+    for x, y, where in (
+        (masked, np.arange(10), "x: expected finite numbers, got nan at row 3, column 1"),
+        ({"a": masked}, np.arange(10), r"x\['a'\]: expected finite numbers, got nan at row 3, column 1"),
+        (np.arange(10), column, "y: expected finite numbers, got nan at row 3"),
+    ):
+        with pytest.raises(DataError, match=where):
+            collect(x, y)
+    with pytest.raises(DataError, match="x: expected finite numbers, got nan at row 3, column 1"):
+        collect(masked, like=collect(np.zeros((3, 2)), np.zeros(3)))
+    for data in (collect(masked, np.arange(10), missing="drop"), collect(masked.data, column, missing="drop")):
+        kept = np.arange(10) != 3
+        assert np.array_equal(data.x, masked.data[kept]) and len(data.y) == 9
+    whole = collect(np.ma.masked_array(masked.data), np.ma.masked_array(column.data))
+    assert np.array_equal(whole.x, masked.data) and whole.x.dtype == masked.dtype == whole.y.dtype
+    assert not isinstance(whole.x, np.ma.MaskedArray)
+
+
+def test_a_frame_after_a_fit_to_an_array_holds_numbers():
+    """Which of two levels is 1 would be decided by the new rows: those of the training rows are not known."""
+    like = collect(X[:, :2], Y)
+    for column, value in ((["no", "yes"], "'no'"), (pd.Categorical(["no", "yes"]), "'no'"), (["yes", None], "'yes'")):
+        with pytest.raises(
+            DataError, match=rf"predict, x: expected (numbers in|a value in) column 'b'.*({value}|none)"
+        ):
+            collect(pd.DataFrame({"a": [1.0, 2.0], "b": column}), where="predict", like=like)
+    data = collect(pd.DataFrame({"a": [1, 2], "b": [True, False]}), where="predict", like=like)
+    assert data.x.tolist() == [[1.0, 1.0], [2.0, 0.0]]

@@ -458,3 +458,14 @@ def test_a_fit_that_did_not_converge_warns_where_it_was_called():
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         bnn.BNNRegressor("linear", options={"steps": 1500}).fit(x, y)
+
+
+def test_what_a_masked_array_masks_is_missing(fitted, numbers):
+    X, y = numbers
+    masked = np.ma.masked_array(X, np.arange(X.size).reshape(X.shape) == 5)
+    with pytest.raises(ValueError, match="X contains NaN"):
+        fitted.predict(masked)
+    with pytest.raises(ValueError, match="X contains NaN"):
+        linear().fit(masked, y)
+    with pytest.raises(ValueError, match="y contains NaN"):
+        linear().fit(X, np.ma.masked_array(y, np.arange(len(y)) == 3))

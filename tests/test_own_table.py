@@ -180,3 +180,40 @@ def test_rows_of_a_file_are_named_as_in_the_file(tmp_path):
         load_table(file, "price")
     made = load_table(file, "number", missing="drop")
     assert made.train.x.index.equals(pd.RangeIndex(len(made.train)))  # what a user sees has a plain index
+
+
+@pytest.mark.parametrize(("dtype", "values"), [("Int64", [1, 2, 3, None]), ("boolean", [True, False, True, None]),
+                                               ("Float64", [0.5, 1.5, 2.5, None])])  # fmt: skip
+def test_nullable_columns_may_have_gaps(dtype, values):
+    """The checksum tells a gap from what it is filled with, and is that of the plain column where there is none."""
+    whole = pd.DataFrame({"a": pd.array(values * 10, dtype=dtype), "y": np.arange(40) / 7})
+
+    def checksum(table, **how):
+        return load_table(table, "y", **how).card.checksum
+
+    gaps = checksum(whole, missing="impute")
+    filled = whole.assign(a=whole["a"].fillna(False if dtype == "boolean" else 0))
+    moved = whole.assign(a=np.roll(whole["a"].to_numpy(dtype=object), 1)).astype({"a": dtype})
+    assert len({gaps, checksum(filled), checksum(moved, missing="impute")}) == 3
+    plain = filled.astype({"a": {"Int64": "int64", "boolean": "bool", "Float64": "float64"}[dtype]})
+    assert checksum(plain) == checksum(filled) and gaps == checksum(whole.copy(), missing="impute")
+    made = load_table(whole, "y", missing="impute")
+    assert made.train.x["a"].isna().any() and len(load_table(whole, "y", missing="drop").train) == 24
+
+
+def test_columns_of_one_name_are_refused():
+    for names, twice in ((["a", "a", "y"], "a"), (["a", "y", "y"], "y"), ([1, "1", "y"], "1")):
+        table = pd.DataFrame(np.arange(30.0).reshape(10, 3), columns=names)
+        for missing in ("refuse", "drop", "impute"):
+            with pytest.raises(
+                DataError, match=f"^table: expected a name for each column, got '{twice}' twice. Rename one.$"
+            ):
+                load_table(table, "y", missing=missing)
+
+
+def test_truth_values_stay_so_where_rows_with_gaps_are_left_out(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n" + "1,True\n2,\n3,False\n4,True\n5,False\n" * 4)
+    made = load_table(tmp_path / "t.csv", "b", missing="drop")
+    assert made.card.task == "classification" and set(made.train.y) == {True, False}
+    with pytest.raises(DataError, match="got true and false, such as True"):
+        load_table(tmp_path / "t.csv", "b", missing="drop", task="regression")

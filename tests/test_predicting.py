@@ -448,3 +448,81 @@ def test_another_value_in_a_column_that_was_left_out_is_warned_of_once(home, tmp
     expected = bnn.load(tmp_path / "run").predict(new.drop(index=1)[["age", "town"]])
     assert [row["mean"] for row in found["rows"] if row["mean"] is not None] == expected.mean.tolist()
     assert found["scored_rows"] == 4 and found["ignored"] == ["country"]
+
+
+def test_kept_columns_and_predictions_lose_no_digit(home, tmp_path):
+    """A CSV file's cells are copied as they stand; predictions are those of --json to the last bit."""
+    rows = pd.read_csv(home / "new.csv", dtype=str).head(4)
+    rows = rows.assign(id=["12345678901", "", "12345678903", "4"], code=["007", "010", "1e3", "2"], yes=["TRUE", "false"] * 2,
+                       mass=["0.1000", "1.00000000000000005", "", "3"])  # fmt: skip
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    kept = ("id", "code", "yes", "mass", "age", "town")
+    words = [w for name in kept for w in ("--keep", name)]
+    made = call("predict", home / "reg", "--data", tmp_path / "new.csv", *words, "--out", tmp_path / "p.csv", "--json")
+    found = pd.read_csv(tmp_path / "p.csv", dtype=str, keep_default_na=False)
+    for name in kept:
+        assert found[name].tolist() == rows[name].tolist(), name
+    exact = json.loads(made.stdout)["rows"]
+    for name in ("mean", "sd", "epistemic_sd", "aleatoric_sd", "lower_90", "upper_90"):
+        assert [float(v) for v in found[name]] == [row[name] for row in exact], name
+    assert exact[0]["code"] == 7 and exact[0]["id"] == 12345678901
+
+
+def test_kept_numbers_are_exact_and_whole_ones_have_no_point():
+    kept = {"id": [12345678901.0, np.nan], "v": [0.1 + 0.2, 1e300], "big": [1e300, 2.0], "n": [2**60 + 1, 1]}
+    written = pd.DataFrame({name: predicting._exact(pd.Series(values)) for name, values in kept.items()})
+    assert written.to_csv(index=False).splitlines() == [
+        "id,v,big,n",
+        "12345678901,0.30000000000000004,1e+300,1152921504606846977",
+        ",1e+300,2.0,1",
+    ]
+
+
+def fitted(folder, table, model, target, *words):
+    table.to_csv(folder / "all.csv", index=False)
+    made = call("fit", model, "--data", folder / "all.csv", "--target", target, *words, *FEW, "--out", folder / "run")
+    assert made.exit_code in (0, 1), made.output
+    return folder / "run"
+
+
+def test_one_blank_target_does_not_make_text_of_true_and_false(tmp_path):
+    whole = table()[["age", "town"]].assign(sold=np.arange(100) % 3 == 0)
+    run = fitted(tmp_path, whole, "logistic", "sold")
+    new = whole.head(10).astype({"sold": object})
+    new.loc[4, "sold"] = None
+    new.to_csv(tmp_path / "new.csv", index=False)
+    made = predicting.carry_out(str(run), str(tmp_path / "new.csv"))
+    assert made.scored == 9 and len(made.table) == 10
+
+
+def test_true_and_false_with_gaps_are_predicted_without_gaps(tmp_path):
+    whole = table()[["age", "price"]].assign(garden=np.arange(100) % 3 == 0)
+    gaps = whole.astype({"garden": object})
+    gaps.loc[::7, "garden"] = None
+    run = fitted(tmp_path, gaps, "linear", "price", "--missing", "impute")
+    for new in (whole.head(10), gaps.head(10), whole[whole["garden"]].head(3)):
+        new.to_csv(tmp_path / "new.csv", index=False)
+        assert len(predicting.carry_out(str(run), str(tmp_path / "new.csv")).table) == len(new)
+
+
+@pytest.mark.parametrize("level", ["1", "A"])
+def test_text_that_reads_as_numbers_in_a_new_file_is_text(tmp_path, level):
+    """Levels and classes of the run are text, so those of a new file are, even if none of its rows shows it."""
+    whole = table()[["age", "price"]].assign(
+        flat=np.resize(["A", "B", "1"], 100), kind=np.resize(["1", "2", "x", "y"], 100)
+    )
+    run = fitted(tmp_path, whole, "mlp_categorical", "kind", "--drop", "price")
+    new = whole[(whole["flat"] == level) & whole["kind"].isin(["1", "2"])].head(5)
+    new.to_csv(tmp_path / "new.csv", index=False)
+    for skip in (False, True):
+        out = {"out": str(tmp_path / "p.csv"), "keep": ("age",), "overwrite": True}
+        made = predicting.carry_out(str(run), str(tmp_path / "new.csv"), skip_unknown=skip, **out)
+        assert made.scored == 5 and made.table["label"].notna().all()
+
+
+def test_an_infinite_target_is_refused_with_its_line(home, tmp_path):
+    pd.read_csv(home / "all.csv").head(4).assign(price=[1.0, 2.0, np.inf, np.nan]).to_csv(
+        tmp_path / "new.csv", index=False
+    )
+    said = complaint(call("predict", home / "reg", "--data", tmp_path / "new.csv"))
+    assert "expected finite numbers, got inf at row 2 (line 4 of the file), column 'price'" in said

@@ -1,10 +1,15 @@
 """Predictions against sums done by hand: mixtures, moments, noise, units."""
 
+import json
 import subprocess
 import sys
+import tracemalloc
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,10 +19,11 @@ from scipy.special import logsumexp
 
 import bnn_pyro as bnn
 import problems
+from bnn_pyro import batching, results
 from bnn_pyro.draws import Draws
 from bnn_pyro.inference import NUTS
 from bnn_pyro.posterior import Posterior
-from bnn_pyro.prediction import predict
+from bnn_pyro.prediction import predict, predictive_mean
 from bnn_pyro.units import Units
 
 UNITS = Units({}, (np.array(100.0), np.array(7.0)))  # of y: mean and sd
@@ -373,3 +379,64 @@ def test_a_joint_observation_has_no_pointwise_density():
     assert set(posterior.score(x, 2 * x)) == {"test_rmse"} | coverages
     whole = posterior.predict(np.array([0, 1]))  # integers where the fit had floats
     assert np.allclose(whole.mean, posterior.predict(np.array([0.0, 1.0])).mean)
+
+
+@pytest.mark.parametrize(("dtype", "units"), [(torch.float64, UNITS), (torch.float32, UNITS), (torch.float32, PLAIN)])
+def test_the_mean_alone_is_that_of_the_prediction(dtype, units):
+    t = target(dtype)
+    z, x = problems.points(t, 60).reshape(2, 30, -1), problems._rows(7, 3, seed=9)[0].to(dtype)
+    assert np.array_equal(predictive_mean(t, units, z, x), predict(t, units, z, x, seed=1).mean)
+
+
+def test_the_mean_alone_holds_no_array_of_draws(monkeypatch):
+    """Its largest arrays are those of a block of draws; a prediction's are of all of them."""
+    x, y = np.random.default_rng(3).normal(size=(40, 3)), np.arange(40.0)
+    posterior = posterior_of(x, y, True, draws=4000)
+    new = np.repeat(x, 50, 0)
+    monkeypatch.setattr(batching, "block_size", lambda *_: 50)
+    peaks = []
+    for call in (lambda: posterior.predict(new).mean, lambda: posterior.predictive_mean(new)):
+        tracemalloc.start()
+        mean = call()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert mean.shape == (2000,)
+    assert peaks[0] > 2 * 8 * 4000 * 2000 and peaks[1] < 8 * 4000 * 2000 / 10
+    assert np.array_equal(posterior.predictive_mean(new), posterior.predict(new).mean)
+
+
+def test_the_mean_alone_is_of_numbers():
+    x = np.random.default_rng(2).normal(size=(30, 2))
+    posterior = bnn.get_model("logistic").fit(x, x[:, 0] > 0, inference="prior", draws=10)
+    with pytest.raises(bnn.ModelError, match=r"expected a likelihood of numbers, got one of classes\. Use predict"):
+        posterior.predictive_mean(x)
+
+
+def test_a_frame_whose_columns_are_x_and_y_is_rows():
+    """Not an object that holds rows in .x and .y."""
+    frame = pd.DataFrame(np.random.default_rng(2).normal(size=(5, 3)), columns=["x", "y", "z"])
+    posterior = posterior_of(frame, np.arange(5.0), False)
+    assert posterior.predict(frame).mean.shape == (5,)
+    with pytest.raises(bnn.DataError, match=r"score, y: expected targets, got none\. Call score\(x, y\)\."):
+        posterior.score(frame)
+
+
+@dataclass(frozen=True)
+class Activated(bnn.Model):
+    """A user's model with settings that JSON has no word for."""
+
+    activation: Callable = torch.tanh
+    scales: np.ndarray = field(default_factory=lambda: np.array([1.0, 2.0]))
+
+    def model(self, x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("y", dist.Normal(self.activation(w * x[:, 0]), 1.0), obs=y)
+
+
+def test_settings_that_json_does_not_know_are_described(tmp_path):
+    posterior = bnn.fit(Activated(), *(np.linspace(-1, 1, s).reshape(20, -1).squeeze() for s in (40, 20)),
+                        inference="map", steps=20, progress=False)  # fmt: skip
+    assert json.loads(posterior.attrs["hyperparameters"]) == {"activation": "tanh", "scales": [1.0, 2.0]}
+    assert "posterior" in results.group_names(posterior.idata)
+    assert bnn.load(posterior.save(tmp_path / "run"), Activated().model).predict(np.zeros((2, 2))).mean.shape == (2,)

@@ -217,3 +217,30 @@ def test_scores_of_a_posterior_are_those_of_its_prediction():
     assert scores["test_nll"][0] == pytest.approx(-np.log(prediction.probs[np.arange(60), code]).mean(), rel=1e-5)
     assert scores["test_brier"][0] == pytest.approx(2 * ((prediction.probs[:, 1] - code) ** 2).mean(), rel=1e-12)
     assert scores == score(prediction, list(y))
+
+
+def test_outputs_of_a_row_are_not_independent():
+    """The same output three times over has the standard errors of one, as it has no more rows."""
+    rng = np.random.default_rng(6)
+    mean = rng.normal(size=80)
+    y = mean + 2.0 * rng.normal(size=80)
+    one = normal_prediction(mean, 2.0)
+    thrice = Prediction(
+        *(np.repeat(a[..., None], 3, -1) for a in (one.function_draws, one.draws, one.aleatoric)),
+        lambda y: 3 * stats.norm(mean, 2.0).logpdf(y[:, 0]),
+    )
+    expected, found = score(one, y), score(thrice, np.repeat(y[:, None], 3, 1))
+    for name in set(expected) - {"test_lpd"}:
+        assert found[name] == pytest.approx(expected[name], rel=1e-12), name
+    assert found["test_lpd"] == pytest.approx(tuple(3 * v for v in expected["test_lpd"]), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, np.ma.masked])
+@pytest.mark.parametrize("pointwise", [True, False])
+def test_numbers_that_are_not_finite_are_refused(bad, pointwise):
+    y = np.ma.masked_array(np.zeros(4)) if bad is np.ma.masked else np.zeros(4)
+    y[2] = bad
+    with pytest.raises(
+        bnn.DataError, match=r"^score, y: expected finite numbers, got (nan|inf) at row 2; 1 of 4 .* Leave"
+    ):
+        score(normal_prediction(np.zeros(4), 1.0), y, pointwise)

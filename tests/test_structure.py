@@ -16,6 +16,8 @@ import torch
 
 import bnn_pyro as bnn
 import problems
+from bnn_pyro.rows_to_target import training_rows
+from bnn_pyro.structure import build_target
 
 N, D = 8, 3
 RNG = np.random.default_rng(0)
@@ -114,7 +116,9 @@ def test_single_numbers_and_no_targets():
         3.0,
         Y,
     )
-    refused(bnn.DataError, "linear, y: expected targets, got none. Call fit(x, y), or fit(data.train).", linear, X)
+    none = "linear, y: expected targets, got none. Call fit(x, y), or fit(data.train)."
+    refused(bnn.DataError, none, linear, X)
+    refused(bnn.DataError, none, linear, pd.DataFrame(X, columns=["x", "y", "z"]))  # its columns x and y are no part
 
 
 def test_empty_x():
@@ -626,3 +630,23 @@ def test_a_module_that_a_fit_would_train_in_place_is_refused():
 
     with pytest.raises(bnn.ModelError, match=r"pyro.module 'net': expected pyro.sample or pyro.param statements"):
         bnn.fit(program, torch.as_tensor(X).float(), torch.as_tensor(Y).float())
+
+
+def test_names_of_columns_beside_rows_are_text():
+    class Rows:
+        x, y, columns = X, Y, pd.Index([2020, 2021, "age"])
+
+    assert training_rows(bnn.BNN(linear), Rows(), None).columns == ("2020", "2021", "age")
+
+
+def test_deterministic_sites_may_be_named_by_what_rows_hold():
+    def grouped(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        for group in x[:, 0].unique().tolist():
+            pyro.deterministic(f"mean_{group:.0f}", w * group)
+        pyro.deterministic("f", x[:, 0] * w, event_dim=1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x[:, 0] * w, 1.0), obs=y)
+
+    x = torch.tensor([[1.0], [1.0], [1.0], [2.0]])  # the last row is a group of its own
+    assert build_target(grouped, x, x[:, 0]).over_rows == {"f"}

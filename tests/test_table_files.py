@@ -226,7 +226,9 @@ def test_parquet_reads_as_the_same_table(parquet):
         warnings.simplefilter("error")
         check(read_table(parquet(table, index=False)))
     table.index = [5, 6, 8]
-    assert "__index_level_0__" in read_table(parquet(table))  # not a mere count: it is kept
+    with pytest.warns(UserWarning, match="the index has no name and only numbers the rows; dropped") as caught:
+        check(read_table(parquet(table)))
+    assert len(caught) == 1 and caught[0].filename == __file__
     table.index = [0, 1, 2]
     with pytest.warns(UserWarning, match="only numbers the rows"):
         check(read_table(parquet(table, index=True)))
@@ -267,3 +269,46 @@ def test_reading_leaves_the_csv_module_as_it_was(write):
     before = table_files.csv.field_size_limit()
     read_table(write(TABLE))
     assert table_files.csv.field_size_limit() == before
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("index", [[7, 2, 5], ["x", "y", "z"], [[1, 1, 2], ["a", "b", "a"]]])
+def test_an_index_without_a_name_is_no_column_of_a_parquet_file(parquet, index):
+    """After a split that shuffles it tells where each row stood, which new rows cannot say; one with a name is a column."""
+    table = pd.DataFrame({"a": [1.5, 2.5, 3.5]}, index=index)
+    with pytest.warns(UserWarning, match="index has no name") as caught:
+        assert list(read_table(parquet(table)).columns) == ["a"]
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert set(read_table(parquet(pd.DataFrame({"a": [1.5, 2.5]}, pd.Index([7, 2], name="id")))).columns) == {
+            "a",
+            "id",
+        }
+    with pytest.warns(UserWarning, match="index has no name"):
+        refused(parquet(table[[]]), "expected columns and rows, got shape (3, 0)")
+
+
+def test_truth_values_may_have_gaps(write):
+    table = read_table(write("a,b,c\nTrue,,1\n,,x\nfalse,,y\n"))
+    assert (
+        table["a"].tolist() == [True, None, False]
+        and table["b"].isna().all()
+        and table["c"].tolist() == ["1", "x", "y"]
+    )
+
+
+def test_columns_that_are_known_as_text_are_text(write):
+    """Whatever their cells look like, and as they stand; the others are judged as ever."""
+    path = write("a,b,c,d\n1, 007,True,1\n2,x,,2\n3,4,False,3\n")
+    table = read_table(path, text=("a", "b", "c", "z"))
+    assert table["a"].tolist() == ["1", "2", "3"] and table["b"].tolist() == [" 007", "x", "4"]
+    assert table["c"].dropna().tolist() == ["True", "False"] and table["d"].dtype == np.int64
+    refused(path, "column 'b': expected numbers")
+
+
+@needs_pyarrow
+def test_text_of_a_parquet_file_that_is_known_as_text_is_text(parquet):
+    path = parquet(pd.DataFrame({"a": ["1", None], "b": ["1", "2"], "c": [1, 2]}))
+    table = read_table(path, text=("a", "c"))
+    assert table["a"].dropna().tolist() == ["1"] and table["b"].dtype == table["c"].dtype == np.int64
