@@ -158,9 +158,7 @@ def as_frame(prediction: Any, interval: float = 0.9) -> pd.DataFrame:
             raise DataError("predict: expected one number for each row, got several. Use posterior.predict in Python.")
         names = names_of(None, interval)
         values = [prediction.mean, prediction.std, np.sqrt(prediction.epistemic), np.sqrt(prediction.aleatoric)]
-        values += [
-            bound.astype(np.float64) for bound in prediction.interval(interval)
-        ]  # as ever, and as --json has them
+        values += [bound.astype(np.float64) for bound in prediction.interval(interval)]  # as the others, and --json
     return pd.DataFrame(dict(zip(names, [np.arange(len(values[0])), *values], strict=True)))
 
 
