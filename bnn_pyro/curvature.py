@@ -10,6 +10,7 @@ log density, so that H is a precision. Source: Martens 2020, arXiv:1412.1193; Da
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +65,8 @@ def rooted_jacobians(target: Target, mode: Tensor, index: Tensor) -> Iterator[Te
         return (rows.mT @ jacrev(lambda part: eta(part, _unsqueezed(x))[0])(here)).reshape(k, -1)
 
     mapped = vmap(of_rows)
-    if _rows_are_independent(lambda x: eta(here, x), target.x) and _runs(
-        lambda: mapped(roots[:1], _sliced(target.x, 0, 1))
-    ):
+    independent = _rows_are_independent(lambda x: eta(here, x), target.x)
+    if independent and _tried(mapped, roots[:1], _sliced(target.x, 0, 1)) is not None:
         size = max(1, BLOCK // (8 * k * max(1, len(index))))
         for start in range(0, n, size):
             x = _sliced(target.x, start, start + size)
@@ -177,13 +177,12 @@ def _sliced(x: Inputs, start: int, stop: int) -> Inputs:
     return {k: v[start:stop] for k, v in x.items()} if isinstance(x, dict) else x[start:stop]
 
 
-def _runs(call: Callable[[], Tensor]) -> bool:
-    """Whether a program can be mapped over its rows: one that looks at their values cannot."""
+def _tried(function: Callable[..., Tensor], *args: Any) -> Tensor | None:
+    """What ``function`` gives; None for a program that insists on its rows, or looks at values that are mapped over."""
     try:
-        call()
-    except Exception:  # whatever torch or the program raises
-        return False
-    return True
+        return function(*args)
+    except Exception:  # a user's program may raise anything; the way round needs neither, and says what else is wrong
+        return None
 
 
 def _rows_are_independent(function: Callable[[Inputs], Tensor], x: Inputs) -> bool:
@@ -191,10 +190,11 @@ def _rows_are_independent(function: Callable[[Inputs], Tensor], x: Inputs) -> bo
     with torch.no_grad():
         whole = function(x)
         for i in {0, len(whole) - 1}:
-            try:
-                alone = function(_sliced(x, i, i + 1))
-            except Exception:  # whatever a program raises that insists on its rows
-                return False
-            if alone.shape[0] != 1 or not torch.allclose(alone[0], whole[i], rtol=SAME_ROWS, atol=SAME_ROWS):
+            alone = _tried(function, _sliced(x, i, i + 1))
+            if (
+                alone is None
+                or alone.shape[0] != 1
+                or not torch.allclose(alone[0], whole[i], rtol=SAME_ROWS, atol=SAME_ROWS)
+            ):
                 return False
     return True

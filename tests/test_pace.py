@@ -63,26 +63,17 @@ def test_what_becomes_slower_is_found_out():
     assert machine.seen.count(1) > 2 * SHARE * TRIED
 
 
-def test_torch_set_to_one_thread_stays_there():
-    machine = Machine(on_1=1.0, on_2=0.1)
-    call = machine.paced()
-    for _ in range(3 * TRIED):
-        call(0)
-    torch.set_num_threads(1)
-    for _ in range(3 * TRIED):
-        call(0)
-    assert set(machine.seen[3 * TRIED :]) == {1} and torch.get_num_threads() == 1
-
-
-def test_more_threads_are_tried_when_torch_is_given_them():
+@pytest.mark.parametrize(("threads", "after"), [(1, [1] * 3 * TRIED), (3, [1] * TRIED + [3] * 2 * TRIED)])
+def test_what_torch_is_set_to_later_is_the_most(threads, after):
+    """One thread is one, though two are faster; of more there is a trial."""
     machine = Machine(on_1=1.0, on_2=0.8, on_3=0.4)
     call = machine.paced()
-    for _ in range(3 * TRIED):
-        call(0)
-    torch.set_num_threads(3)
-    for _ in range(3 * TRIED):
-        call(0)
-    assert machine.seen[3 * TRIED :] == [1] * TRIED + [3] * 2 * TRIED
+    for count in (2, threads):
+        torch.set_num_threads(count)
+        for _ in range(3 * TRIED):
+            call(0)
+        assert torch.get_num_threads() == count
+    assert machine.seen[3 * TRIED :] == after
 
 
 def test_an_error_leaves_the_threads_as_they_were():
