@@ -27,8 +27,6 @@ class FasterThreads:
 
     def __call__(self, *args: Any) -> Any:
         allowed = torch.get_num_threads()
-        if allowed == 1:
-            return self.call(*args)
         began = self._clock()
         if allowed != self._allowed or (self.threads and began > self._until):
             self._allowed = allowed
