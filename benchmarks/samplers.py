@@ -35,6 +35,7 @@ class Job:
     kept: int
     threads: int
     leapfrogs: int = 2000
+    device: str = "cpu"
 
     @property
     def draws(self) -> int:
@@ -71,7 +72,7 @@ def ours(inference: str) -> Callable[[Problem, Rows, Job], Run]:
         began = time.perf_counter()
         posterior = bnn.fit(
             pyro_program(problem), rows.x, rows.y, inference=inference, seed=job.seed, engine="compiled", dtype="float32",
-            standardize=False, progress=False, chains=job.chains, warmup=job.warmup, draws=job.draws,
+            standardize=False, progress=False, device=job.device, chains=job.chains, warmup=job.warmup, draws=job.draws,
         )  # fmt: skip
         wall = time.perf_counter() - began
         info = posterior.draws.info
