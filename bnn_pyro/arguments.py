@@ -94,13 +94,3 @@ def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)
     return DTYPES[name]
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """``"cpu"`` or ``"auto"`` as a device of torch. Raises: UnknownNameError or OptionError for another."""
-    name = str(device)
-    if name.partition(":")[0] == "cuda":
-        raise OptionError(f"device: expected 'cpu' or 'auto', got {name!r}: fits run on the CPU. Use 'cpu'.")
-    if name not in ("cpu", "auto"):
-        raise unknown("device", name, ("cpu", "auto"))
-    return torch.device("cpu")

@@ -13,18 +13,18 @@ as many as are faster at the time (``pace``).
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from bnn_pyro.batching import bytes_made
 from bnn_pyro.blocks import in_blocks, padded
 from bnn_pyro.errors import warn
 from bnn_pyro.graphs import normal_priors, trace
-from bnn_pyro.inductor import inductor, try_compiler
+from bnn_pyro.inductor import inductor, sentence, try_compiler
 from bnn_pyro.pace import FasterThreads
 from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills
@@ -52,7 +52,7 @@ class Gradient:
 
     ``backend`` is what runs: ``"inductor"``, ``"eager"`` (the graph as it is) or ``"pyro"`` (the program itself, chain by
     chain); ``reason`` says why a faster one is not. With ``y``, chain i has targets ``y[i]`` of its own. ``threads`` is how
-    many are worth their while, at most; None for as many as torch is set to.
+    many are worth their while, at most; None for as many as torch is set to. ``graph`` is what inductor compiled to ``call``.
     """
 
     call: Call
@@ -62,6 +62,7 @@ class Gradient:
     reason: str = ""
     y: Tensor | None = None
     threads: int | None = 1
+    graph: Call | None = None
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.to(self.dtype).contiguous()  # compiled code takes it as it lies
@@ -69,8 +70,14 @@ class Gradient:
         args = (z,) if self.y is None else (z, self.y[:count])
         if self.backend == "pyro":  # which takes chain by chain anyway
             return self.call(*args)
-        grad, value = in_blocks(self.call, self.block, *args)
+        call = self.graph if self.graph is not None and get_proxy_mode() is not None else self.call
+        grad, value = in_blocks(call, self.block, *args)
         return grad, value
+
+    @property
+    def fuses(self) -> bool:
+        """Whether what calls it may be compiled with it: traced, it is ``graph``, which inductor has compiled before."""
+        return self.graph is not None
 
 
 def threads_for(target: Target) -> int | None:
@@ -131,10 +138,9 @@ def compile_gradient(
     if backend == "eager":
         return eager
     try:
-        fast = replace(
-            program, call=_without_grad(inductor(rows_last(spell_fills(graph)), example)), backend="inductor", threads=1
-        )
-        fast = _checked(fast, program, points)
+        graph = rows_last(spell_fills(graph))
+        call = _without_grad(inductor(graph, example))
+        fast = _checked(replace(program, call=call, backend="inductor", threads=1, graph=graph), program, points)
         _hold_freed_memory()
     except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
         return replace(eager, reason=f"inductor failed: {sentence(error)}")
@@ -228,11 +234,3 @@ def relative_difference(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> f
         gap = torch.where(same, torch.zeros_like(a), (a - b).abs() / size).max()
         worst = max(worst, float("inf") if torch.isnan(gap) else float(gap))
     return worst
-
-
-def sentence(error: Exception) -> str:
-    """The first line of what was raised, a compiler's first error in it, and the notes that say at which site."""
-    first, *others = "".join(traceback.format_exception_only(error)).strip().splitlines()
-    causes = [line.strip() for line in others if "error: " in line]
-    notes = getattr(error, "__notes__", [])
-    return " ".join([first, *causes[:1], *notes])

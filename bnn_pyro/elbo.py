@@ -25,6 +25,7 @@ from torch.distributions import Independent
 
 from bnn_pyro.data import Inputs
 from bnn_pyro.errors import ModelError
+from bnn_pyro.isolation import generator_states
 from bnn_pyro.likelihoods import split
 from bnn_pyro.substitution import Substituted
 from bnn_pyro.target import Run, Target, add_up
@@ -124,10 +125,10 @@ def trace_elbo(target: Target, guide: Any, path_gradient: bool) -> Elbo:
                 seen.add(id(leaf))
                 leaves[name] = leaf
     del sites, params, site
-    before = torch.get_rng_state()
+    before = generator_states()
     with torch.no_grad(), Substituted(noise=torch.zeros(counted.used, device=target.device)):
         _guide_sites(target, guide)
-    if not torch.equal(before, torch.get_rng_state()):
+    if before != generator_states():
         raise NotImplementedError(f"{target.name}, guide: it draws by torch's generator where that cannot be seen")
     tidy(target, guide)
     return Elbo(target, guide, leaves, counted.used, path_gradient)

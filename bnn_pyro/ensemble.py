@@ -108,7 +108,7 @@ def _compile(
     members = len(starts)
     priors = normal_priors(target)
     reseed(derive_seed(seed, "diversity"))
-    population = torch.randint(target.n, (members, target.n)) if method.bootstrap else None
+    population = torch.randint(target.n, (members, target.n), device="cpu") if method.bootstrap else None
     y = None
     if noise_sd is not None:
         y = target.y + noise_sd * torch.randn(members, *target.y.shape, dtype=target.dtype, device=target.device)

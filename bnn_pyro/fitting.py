@@ -17,12 +17,12 @@ from bnn_pyro.arguments import (
     check_flag,
     check_names,
     choose_engine,
-    find_device,
     find_dtype,
     find_method,
     known_sites,
 )
 from bnn_pyro.compiled import BACKENDS
+from bnn_pyro.devices import choose_device, find_device, out_of_memory
 from bnn_pyro.draws import Draws
 from bnn_pyro.dropout import check_dropout, fit_dropout
 from bnn_pyro.ensemble import check_ensemble, fit_ensemble
@@ -79,7 +79,9 @@ def fit(
         standardize: Put inputs (and real targets) into standard units, learnt on these rows; None for the model's default.
         dtype: ``"float32"`` or ``"float64"``; None is the method's: float64 for ``"laplace"``, whose mode float32 cannot tell
             well enough, else float32.
-        device: ``"cpu"``, or ``"auto"``, which is the same for now.
+        device: ``"cpu"``; ``"cuda"`` or ``"cuda:1"``, a GPU; or ``"auto"``, which takes a GPU where there is one and a step
+            has work enough for it (see ``bnn_pyro.devices``). ``attrs`` say which it was, and why. Draws are on the CPU
+            afterwards; predictions are made where the fit was.
         engine: ``"compiled"``: this library's samplers, all chains at once; ``"eager"``: the same, with no gradient compiled;
             ``"pyro"``: Pyro's own SVI and NUTS. ``"auto"`` is the first.
         backend: How gradients are computed: ``"inductor"``, ``"eager"`` (the traced graph), ``"pyro"`` (the program),
@@ -97,7 +99,7 @@ def fit(
     """
     bnn = as_model(model).fresh()
     method = find_method(inference, options)
-    torch_dtype, torch_device = find_dtype(dtype or method.dtype), find_device(device)
+    torch_dtype, asked = find_dtype(dtype or method.dtype), find_device(device)
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if given not in known:
             raise unknown(kind, given, known)
@@ -130,7 +132,10 @@ def fit(
     notes = [str(w.message) for w in caught]
     for note in notes:
         warn(note)
-    target = make_target(bnn, data, units, torch_dtype, torch_device)
+    target, device_reason = make_target(bnn, data, units, torch_dtype, asked or torch.device("cpu")), ""
+    if asked is None:
+        chosen, device_reason = choose_device(target, method, engine)
+        target = target if chosen == target.device else make_target(bnn, data, units, torch_dtype, chosen)
     kept = None if keep is None else known_sites(keep, target)
     if units.y is not None and target.predicted is None:
         raise OptionError(
@@ -159,12 +164,13 @@ def fit(
     began = time.perf_counter()
     if stream is not None:
         assert isinstance(method, SVI | MAP) and method.batch_size is not None, "checked by open_stream"
-        encode = partial(encode_rows, bnn, units, data.classes, torch_dtype, torch_device)
+        encode = partial(encode_rows, bnn, units, data.classes, torch_dtype, target.device)
         batches = StreamedBatches(stream, method.batch_size, derive_seed(seed, "batches"), encode)
         draws = fit_guide(target, method, bnn.guide, seed, engine, backend, progress, batches)
         draws.info["streamed_rows"] = stream.n
     else:
         draws = _infer(target, method, bnn, seed, engine, backend, progress)
+    draws.info["device_reason"] = device_reason
     if draws.params:
         target = replace(target, params=draws.params)
     if isinstance(method, Laplace):
@@ -175,6 +181,15 @@ def fit(
 
 
 def _infer(target: Target, method: Method, bnn: Model, seed: int, engine: str, backend: str, progress: bool) -> Draws:
+    try:
+        return _by_method(target, method, bnn, seed, engine, backend, progress)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(f"{target.name}, {method.name}", target.device) from error
+
+
+def _by_method(
+    target: Target, method: Method, bnn: Model, seed: int, engine: str, backend: str, progress: bool
+) -> Draws:
     if isinstance(method, Prior):
         return sample_prior(target, method, seed)
     if isinstance(method, NUTS) and engine == "pyro":

@@ -4,7 +4,7 @@ Two things make the graph smaller than the program. Latent sites are differentia
 And priors that are Normal with fixed parameters, the weights of most networks, are one operation on the whole of z, where
 site by site they are what takes longest to compile.
 
-In float32, tanh of many numbers is replaced by a rational function, which is faster than the vector library's.
+In float32 on a CPU, tanh of many numbers is replaced by a rational function, which is faster than the vector library's.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def trace(target: Target, priors: NormalPriors, z: Tensor, y: Tensor | None = No
 def trace_function(function: Callable, example: tuple[Tensor, ...], copies: int) -> GraphModule:
     """The graph of ``function`` at arguments like ``example``, which ``copies`` of one computation share out."""
     table: dict[Any, Callable] = {}
-    if example[0].dtype == torch.float32:
+    if example[0].dtype == torch.float32 and example[0].device.type == "cpu":
         few = FEW * copies
         table[torch.ops.aten.tanh.default] = lambda x: NotImplemented if x.numel() < few else rational_tanh(x)
     pure = functionalize(function, remove="mutations")  # a log density may fill what it has just made in place

@@ -9,9 +9,9 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from bnn_pyro.compiled import sentence
 from bnn_pyro.elbo import LARGE, Elbo, tidy, trace_elbo
 from bnn_pyro.guides import PATH_GRADIENT_GUIDES
+from bnn_pyro.inductor import sentence
 from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.isolation import derive_seed
 from bnn_pyro.mean_field import mean_field

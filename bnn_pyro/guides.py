@@ -22,6 +22,7 @@ from torch.distributions import constraints
 
 from bnn_pyro.data import Inputs
 from bnn_pyro.errors import ModelError
+from bnn_pyro.isolation import forked_generators
 from bnn_pyro.sites import draw_from_prior
 from bnn_pyro.target import OwnParameters, Program, Target, is_factor
 
@@ -33,6 +34,7 @@ PATH_GRADIENT_GUIDES = (
     autoguide.AutoMultivariateNormal,
 )
 
+CPU = torch.device("cpu")
 INIT_SCALE = (
     0.05  # sd of each weight under a fresh guide: small beside a prior of sd 1, so that the first ELBO is finite
 )
@@ -81,8 +83,13 @@ def autoguide_by_name(name: str, program: Program) -> Any:
     return _WITHOUT_SCALE[name](program, init_loc_fn=init_to_prior)
 
 
-def make_guide(guide: Any, own: Callable[[], Any] | None, program: Program, where: str) -> Any:
-    """The guide that ``SVI(guide=...)`` asks for: by name, a class of autoguide, a program, or the model's own."""
+def make_guide(
+    guide: Any, own: Callable[[], Any] | None, program: Program, where: str, device: torch.device = CPU
+) -> Any:
+    """The guide that ``SVI(guide=...)`` asks for, on ``device``, where ``program`` is.
+
+    It asks by name, by a class of autoguides or with a program; or there is the model's own.
+    """
     if guide is None:
         guide = own() if own is not None else None
     if guide is None:
@@ -93,17 +100,18 @@ def make_guide(guide: Any, own: Callable[[], Any] | None, program: Program, wher
         if not issubclass(guide, autoguide.AutoGuide):
             raise ModelError(f"{where}: expected a subclass of AutoGuide, got the class {guide.__name__}.")
         return guide(program)
-    return _copied(guide)
+    return _copied(guide, program, device)
 
 
-def _copied(guide: Any) -> Any:
-    """A copy whose parameters a fit may change; the caller's guide stays as it is."""
+def _copied(guide: Any, program: Program, device: torch.device) -> Any:
+    """A copy on ``device`` whose parameters a fit may change; the caller's guide stays as it is."""
     if not isinstance(guide, torch.nn.Module):
         return guide
-    program = getattr(guide, "_model", None)
-    made = copy.deepcopy(guide)
-    if program is not None:  # Pyro's autoguides drop their program, from the original too, when they are copied
-        guide._model = made._model = program
+    own = getattr(guide, "_model", None)
+    made: Any = copy.deepcopy(guide).to(device)
+    if own is not None:  # Pyro's autoguides drop their program, from the original too, when they are copied
+        guide._model = own
+        made._model = own if device == CPU else (program,)  # the user's is on the CPU
     return made
 
 
@@ -127,7 +135,7 @@ def latents_only(guide: Any) -> Any:
 
 def begin_parameters(target: Target) -> None:
     """Puts the program's parameters into Pyro's store, as copies; random numbers are none the fewer."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), OwnParameters():
+    with forked_generators(), torch.no_grad(), OwnParameters():
         target.program(target.x, target.y)
 
 

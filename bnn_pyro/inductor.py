@@ -10,19 +10,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import traceback
+import warnings
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-# Values that more than a few operations went into are stored once, instead of computed anew wherever they are used. The code
-# is the same whatever torch's threads now are, and takes those there are when it runs; made for two threads, it shares out
-# the outermost loop alone.
-SETTINGS = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2, "size_asserts": False}
+# On a CPU, values that more than a few operations went into are stored once, instead of computed anew wherever they are used.
+# The code is the same whatever torch's threads now are, and takes those there are when it runs; made for two threads, it
+# shares out the outermost loop alone.
+CPU_SETTINGS = {"realize_opcount_threshold": 8, "cpp.dynamic_threads": True, "cpp.threads": 2}
 
 
 _trials: list[threading.Thread] = []  # one, once it has begun
@@ -71,10 +74,40 @@ def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
         fake = [n.meta["val"] for n in traced.graph.nodes if n.op == "placeholder"]
         for trial in _trials:
             trial.join()
-        settings = {**SETTINGS, "cpp.vec_isa_ok": trusts_compiler(config)}
-        with config.patch(settings), tracing(TracingContext(fake[0].fake_mode)):
+        settings: dict[str, Any] = {"size_asserts": False}
+        if arguments[0].device.type == "cpu":
+            settings |= {**CPU_SETTINGS, "cpp.vec_isa_ok": trusts_compiler(config)}
+        with (
+            config.patch(settings),
+            tracing(TracingContext(fake[0].fake_mode)),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # not for samplers, which need all digits
             code: Any = compile_fx_inner(traced, fake)
     return lambda *args: code([*args, *tensors])  # which empties the list, to free what is no longer needed
+
+
+def trace_in_place(function: Callable[[], object]) -> GraphModule:
+    """The graph of what ``function``, which takes nothing, does to tensors; to find out, it is called once."""
+
+    def call() -> tuple[Tensor, ...]:
+        function()
+        return ()
+
+    with torch.no_grad():
+        return make_fx(call, tracing_mode="real")()
+
+
+def compile_in_place(graph: GraphModule) -> Callable[[], object]:
+    """Compiled code of what ``trace_in_place`` gave, for a device.
+
+    Not for a CPU: where loops are fused, the C++ that torch 2.11 and 2.13 make may read a tensor before it is changed.
+    """
+    lifted, tensors = lift_tensors(graph)
+    pure = functionalize(lifted, remove="mutations")  # what changes is written at the end
+    with torch.no_grad():
+        code = inductor(make_fx(pure, tracing_mode="fake")(*tensors), tuple(tensors))
+    return lambda: code(*tensors)
 
 
 def trusts_compiler(config: Any) -> bool:
@@ -102,3 +135,16 @@ def lift_tensors(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
         graph.graph.erase_node(node)
     graph.recompile()
     return graph, tensors
+
+
+def sentence(error: Exception) -> str:
+    """The first line of what was raised, a compiler's first error in it, and the notes that say at which site.
+
+    Raises: the error itself where memory ran out, for which nothing slower makes up.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    first, *others = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    causes = [line.strip() for line in others if "error: " in line]
+    notes = getattr(error, "__notes__", [])
+    return " ".join([first, *causes[:1], *notes])

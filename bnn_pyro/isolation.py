@@ -10,8 +10,9 @@ import hashlib
 import random
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import pyro
@@ -19,6 +20,12 @@ import torch
 
 from bnn_pyro.errors import OptionError
 
+_BACKENDS: Any = torch.backends
+_PRECISIONS = (
+    _BACKENDS.cuda.matmul,
+    *(getattr(library, kind) for library in (_BACKENDS.cudnn, _BACKENDS.mkldnn) for kind in ("conv", "rnn")),
+    _BACKENDS.mkldnn.matmul,
+)
 _LOCK = threading.RLock()  # the state below is per process, so one fit at a time may hold it
 
 
@@ -30,7 +37,8 @@ def isolated(
 ) -> Iterator[None]:
     """Runs the body with its own random state, default dtype and empty parameter store, and restores the caller's.
 
-    Tensors are made on the CPU inside, whatever torch's default device, and gradients can be taken.
+    Tensors are made on the CPU inside, whatever torch's default device, and gradients can be taken. Matrix products have the
+    precision of their dtype, on any device: numbers of ten bits would bias what MCMC accepts.
 
     Pyro's and torch's argument checks are off inside: a density that is not finite is an answer, not an error, and
     ``vmap`` refuses checks that read tensor values. ``bnn_pyro.target`` makes its own, once, before work starts.
@@ -48,11 +56,12 @@ def isolated(
         try:
             with (
                 warnings.catch_warnings(),
-                torch.random.fork_rng(devices=[]),
+                forked_generators(),
+                _full_precision(),
                 pyro.get_param_store().scope(),
                 pyro.validation_enabled(False),
                 torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(),
-                torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext(),
+                on_cpu(),
             ):
                 torch.set_default_dtype(dtype)
                 if threads is not None and threads < threads_before:
@@ -68,9 +77,58 @@ def isolated(
             random.setstate(python_state)
 
 
+def generator_states() -> list[bytes]:
+    """Where torch's generators stand: what has drawn from one has changed it."""
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+    return [state.numpy().tobytes() for state in states]
+
+
+def forked_generators() -> AbstractContextManager:
+    """Gives torch's generators back as they were: the CPU's, and those of CUDA devices if this process uses any."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return torch.random.fork_rng(devices, device_type="cuda")
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Neither bfloat16 nor TF32 in place of float32."""
+    before = [setting.fp32_precision for setting in _PRECISIONS]
+    try:
+        for setting in _PRECISIONS:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, precision in zip(_PRECISIONS, before, strict=True):
+            setting.fp32_precision = precision
+
+
+def on_cpu() -> AbstractContextManager:
+    """Inside it, tensors are made on the CPU, whatever torch's default device."""
+    return torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext()
+
+
+def made_on(device: torch.device) -> AbstractContextManager:
+    """Inside it, what a program or a guide makes without saying where, such as the numbers of a prior, is on ``device``."""
+    return nullcontext() if device.type == "cpu" else device
+
+
+def program_on(program: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """``program``, run inside ``made_on(device)``."""
+    if device.type == "cpu":
+        return program
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with made_on(device):
+            return program(*args, **kwargs)
+
+    return run
+
+
 def reseed(seed: int) -> None:
-    """Seeds the generators that ``isolated`` restores, and no others: torch.manual_seed would reach every device."""
+    """Seeds the generators that ``isolated`` restores, and no others: torch.manual_seed would wake up every device."""
     torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
 

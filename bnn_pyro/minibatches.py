@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_pyro.compiled import sentence
 from bnn_pyro.elbo import Rows
 from bnn_pyro.errors import ModelError, OptionError, warn
+from bnn_pyro.inductor import sentence
 from bnn_pyro.isolation import isolated
 from bnn_pyro.starts import prior_point
 from bnn_pyro.target import Target
@@ -79,8 +79,8 @@ class MiniBatches(Batches):
         self._x = list(x.values()) if isinstance(x, dict) else [x]
         self._y, self._own_y = (target.y, False) if y is None else (y, True)
         self._count, self._members, self._population = target.n, members, population
-        self._generator = torch.Generator().manual_seed(seed)
-        self._waiting = torch.empty(members, 0, dtype=torch.int64)
+        self._generator = torch.Generator().manual_seed(seed)  # orders are made on the CPU
+        self._waiting = torch.empty(members, 0, dtype=torch.int64, device="cpu")
         numbers = members * size * sum(t[:1].numel() for t in [*self._x, target.y])
         self._ahead = ahead(numbers)
         self._ready: list[list[Tensor]] = []
@@ -93,7 +93,8 @@ class MiniBatches(Batches):
     def _gather(self, count: int) -> list[list[Tensor]]:
         """The next ``count`` batches, gathered at once: one by one they would cost as much as a small network's step."""
         while self._waiting.shape[1] < count * self.size:
-            keys = torch.rand(self._members, self._count, generator=self._generator, dtype=torch.float64)
+            shape = (self._members, self._count)
+            keys = torch.rand(shape, generator=self._generator, dtype=torch.float64, device="cpu")
             order = torch.from_numpy(np.argsort(keys.numpy(), axis=1))  # up to ten times as fast as torch's
             if self._population is not None:
                 order = self._population.gather(1, order)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch.distributions import Distribution
 
 from bnn_pyro.card import Card
+from bnn_pyro.likelihoods import split
 
 
 class Model:
@@ -51,6 +53,9 @@ class Model:
     def guide(self) -> Any:
         """A fresh guide for ``inference="svi"``, or None for a mean-field normal."""
         return None
+
+    def move(self, device: torch.device) -> None:
+        """Puts what the program holds on a device; only ever called on what ``fresh`` gave."""
 
     def dims(self) -> Mapping[str, tuple[str, ...]]:
         """Names for the axes of each latent site, as ArviZ shows them; sites may be left out."""
@@ -116,6 +121,17 @@ class BNN(Model):
         other = copy.copy(self)
         other._program = copy.deepcopy(self._program)
         return other
+
+    def move(self, device: torch.device) -> None:
+        if not isinstance(self._program, torch.nn.Module):
+            return
+        self._program.to(device)
+        for module in self._program.modules():  # which leaves priors where they are
+            priors = vars(module).get("_pyro_samples", {})
+            for name, prior in priors.items():
+                if isinstance(prior, Distribution):
+                    tensors, make = split(prior)
+                    priors[name] = make([t.to(device) for t in tensors])
 
     def dims(self) -> Mapping[str, tuple[str, ...]]:
         return self._dims

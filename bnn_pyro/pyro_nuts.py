@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from bnn_pyro.compiled import Gradient, compile_gradient, threads_for, warn_of_backend
 from bnn_pyro.draws import Draws
 from bnn_pyro.inference import NUTS
-from bnn_pyro.isolation import derive_seed, isolated
+from bnn_pyro.isolation import derive_seed, isolated, made_on
 from bnn_pyro.starts import starting_points
 from bnn_pyro.target import Target
 
@@ -58,14 +58,15 @@ def sample_nuts(target: Target, method: NUTS, seed: int, backend: str = "auto", 
     ``energy`` is the Hamiltonian at the start of each trajectory, ``tree_depth`` the doublings that were begun.
     """
     with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
-        gradient = compile_gradient(target, torch.randn(3, target.dim) * 0.5, backend, block=1)
+        gradient = compile_gradient(target, torch.randn(3, target.dim, device=target.device) * 0.5, backend, block=1)
     warn_of_backend(gradient, target.name)
     total = method.chains * (method.warmup + method.draws)
     starts = starting_points(target, gradient, method.init, seed, method.chains).double()
     chains = []
     with tqdm(total=total, disable=None if progress else True, unit="it", smoothing=0.05) as bar:
         for chain in range(method.chains):
-            with isolated(derive_seed(seed, "nuts", chain), target.dtype, threads=threads_for(target)):
+            seeded = isolated(derive_seed(seed, "nuts", chain), target.dtype, threads=threads_for(target))
+            with seeded, made_on(target.device):
                 chains.append(_one_chain(gradient, method, starts[chain], bar, f"chain {chain + 1}/{method.chains}"))
     z = torch.stack([c["z"] for c in chains]).to(target.dtype)
     stats = {name: np.stack([c[name] for c in chains]) for name in STATS}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
 from bnn_pyro import labels, results
@@ -27,14 +28,14 @@ def restore(path: Path, content: dict[str, Any], model: Any) -> Posterior:
     """The posterior of a run directory whose ``run.toml`` reads ``content``."""
     tensors = load_file(path / STATE)
     idata = results.load(path / NETCDF)
-    bnn = model_from(content, model)
+    bnn = model_from(content, model).fresh()
     data = _data(idata, content)
     units = _units(tensors)
     params = _under(tensors, "params/")
     dtype = DTYPES[content["fit"]["dtype"]]
     target: Target | None
     try:
-        target = make_target(bnn, data, units, dtype, "cpu", params or None)
+        target = make_target(bnn, data, units, dtype, torch.device("cpu"), params or None)
     except ModelError:
         if content["model"]["zoo"] or model is not None:
             raise
@@ -111,8 +112,6 @@ def _units(tensors: dict[str, Any]) -> Units:
 
 def _absent(bnn: Any, data: Data, units: Units, dtype: Any) -> Target:
     """A target without its program: it knows rows, but each evaluation says that the program is to be passed."""
-    import torch
-
     from bnn_pyro.data import inputs_to_tensors, to_tensor
 
     x = inputs_to_tensors(units.inputs(data.x), dtype, "cpu", False)

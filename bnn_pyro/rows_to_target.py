@@ -51,6 +51,7 @@ def make_target(bnn: Model, data: Data, units: Any, dtype: torch.dtype, device: 
             refuse_not_finite(
                 tensor.cpu().numpy(), label, bnn.name, data.columns, f"numbers that {dtype} can hold", remedy
             )
+    bnn.move(device)
     build = build_target if data.n else build_empty_target
     return build(bnn.model, x, y, name=bnn.name, dims=bnn.dims(), dtype=dtype, params=params)
 

@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from bnn_pyro.compiled import Gradient, compile_gradient, threads_for, warn_of_backend
+from bnn_pyro.devices import chains_at_once, memory_of
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import warn
 from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES
@@ -30,19 +31,20 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
     An interrupt ends the run with the draws that all chains have, and ``complete`` is False.
     Raises: KeyboardInterrupt if it comes before there is one.
     """
-    began = time.perf_counter()
+    began, on_cpu = time.perf_counter(), target.device.type == "cpu"
     with transitions_bar(method, progress) as bar:
         bar.set_description("compiling")
         if isinstance(method, NUTS):
             begin_trees(target.device, target.dtype)
         with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
             points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
-            gradient = compile_gradient(target, points, backend, chains=type(method).chains)
+            block = None if on_cpu else chains_at_once(target, points[0], method, memory_of(target.device))
+            gradient = compile_gradient(target, points, backend, block=block, chains=type(method).chains)
         info: dict[str, Any] = {"backend": gradient.backend, "backend_reason": gradient.reason}
         if isinstance(method, NUTS):
             info["trees"], info["trees_reason"] = tree_kind(target.device, target.dtype)
             # beside a slow gradient, trees matter little
-            if info["trees_reason"] and not gradient.reason:
+            if on_cpu and info["trees_reason"] and not gradient.reason:
                 warn(f"{target.name}: {info['trees_reason']}. NUTS's trees are made by torch, which is slower.")
         warn_of_backend(gradient, target.name)
         compiled = time.perf_counter()
@@ -63,9 +65,8 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
             f"{target.name}, {method.name}: interrupted, so {recording.kept} of {method.draws} draws of each chain are kept."
         )
     now = time.perf_counter()
-    state = {"step_size": adaptation.step_size, "inverse_mass_matrix": adaptation.inverse_mass_matrix}
-    if adaptation.trajectory_length is not None:
-        state["trajectory_length"] = adaptation.trajectory_length
+    learnt = adaptation._replace(position=None)._asdict()
+    state = {name: value.cpu() for name, value in learnt.items() if value is not None}
     info |= {
         "gradient_evaluations": recording.gradients,
         **recording.facts(),

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from bnn_pyro.aside import Aside, saved_aside
-from bnn_pyro.compiled import COMPILE_FROM, relative_difference, sentence
+from bnn_pyro.compiled import COMPILE_FROM, relative_difference
 from bnn_pyro.graphs import trace_function
-from bnn_pyro.inductor import inductor, try_compiler
+from bnn_pyro.inductor import inductor, sentence, try_compiler
 from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills, spell_thin_products, write_back
 
@@ -62,8 +62,12 @@ class Step:
     reason: str = ""
 
     def __call__(self, state: State, noise: Tensor, count: int, lr: float, *rows: Tensor) -> Tensor:
-        size = lr * math.sqrt(1 - BETAS[1] ** count) / (1 - BETAS[0] ** count)
-        return self.call(*state.parts, noise, noise.new_full((), size), *rows)
+        return self.call(*state.parts, noise, noise.new_full((), step_size(count, lr)), *rows)
+
+
+def step_size(count: int, lr: float) -> float:
+    """That of step ``count``, from 1 on: the learning rate with what Adam's moments lack of their mean while they are young."""
+    return lr * math.sqrt(1 - BETAS[1] ** count) / (1 - BETAS[0] ** count)
 
 
 def adam_step(objective: Objective, shapes: Sequence[torch.Size], clip: float, shared: bool) -> Function:

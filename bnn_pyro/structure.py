@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bnn_pyro.data import Inputs, rows
 from bnn_pyro.errors import BNNError, DataError, ModelError, ShapeError
-from bnn_pyro.isolation import isolated
+from bnn_pyro.isolation import isolated, program_on
 from bnn_pyro.sites import Structure, draw_from_prior, mirrored_draw
 from bnn_pyro.target import Program, Target
 
@@ -36,13 +36,14 @@ def build_target(
 
     Args:
         program: A Pyro program ``model(x, y=None)`` whose observed sites stand inside ``pyro.plate("data", n)``.
-        x, y: Tensors in the units that the program sees; the first axis is rows.
+        x, y: Tensors in the units that the program sees; the first axis is rows. Their device is the program's, too.
         name: What errors call the program.
         dims: Names for the axes of a site's value, by site; else plates' names and ``<site>_dim_<i>``.
         params: Values for the program's ``pyro.param`` statements, by name, such as a fit has learnt.
     Raises: ModelError or ShapeError, in one sentence, for a program that does not fit the contract of ``Target``.
     """
     shapes = f"x of shape {_shape(x)} and y of shape {_shape(y)}"
+    program = program_on(program, y.device)
     runs = []
     for i in range(RUNS):
         latent = draw_from_prior if i % 2 == 0 else mirrored_draw

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from bnn_pyro.data import Inputs, refuse_not_finite
 from bnn_pyro.errors import DataError, OptionError, ShapeError
 from bnn_pyro.inference import MAP, SVI, Method
-from bnn_pyro.isolation import derive_seed, isolated
+from bnn_pyro.isolation import derive_seed, isolated, on_cpu
 from bnn_pyro.labels import learn_classes
 from bnn_pyro.minibatches import Batches
 from bnn_pyro.model import Model
@@ -134,7 +134,8 @@ class StreamedBatches(Batches):
         self._parts, self._encode = stream.source.batches(size, seed), encode
 
     def _next(self) -> list[Tensor]:
-        arrays, targets = next(self._parts)
+        with on_cpu():  # what a loader makes is no program's
+            arrays, targets = next(self._parts)
         x, y = self._encode(arrays if self.names is not None else arrays[""], targets)
         return [t[None].contiguous() for t in (*(x.values() if isinstance(x, dict) else [x]), y)]
 

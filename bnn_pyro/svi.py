@@ -22,7 +22,7 @@ from bnn_pyro.guide_steps import compile_guide_step
 from bnn_pyro.guides import MEAN_FIELD_GUIDES, begin_parameters, check_sites, float_observations, laplace, make_guide
 from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.interrupts import watch_interrupts
-from bnn_pyro.isolation import derive_seed, isolated, reseed
+from bnn_pyro.isolation import derive_seed, isolated, made_on, reseed
 from bnn_pyro.minibatches import Batches
 from bnn_pyro.pyro_svi import optimise_by_pyro
 from bnn_pyro.target import Target
@@ -53,10 +53,10 @@ def fit_guide(
     began = time.perf_counter()
     where = f"{target.name}, guide"
     asked = "delta" if isinstance(method, MAP) else method.guide
-    with isolated(derive_seed(seed, "svi"), target.dtype, threads=threads_for(target)):
+    with isolated(derive_seed(seed, "svi"), target.dtype, threads=threads_for(target)), made_on(target.device):
         program = float_observations(target)
         begin_parameters(target)
-        guide = make_guide(asked, own_guide, program, where)
+        guide = make_guide(asked, own_guide, program, where, target.device)
         if batches is not None and isinstance(guide, AutoLaplaceApproximation):
             raise OptionError(
                 f"{where}: expected one that takes rows in batches, got guide='laplace', whose Hessian is a sum over all rows. "

@@ -88,7 +88,7 @@ class OwnParameters(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         name, *given = msg["args"]
         if given and isinstance(given[0], Tensor) and not isinstance(given[0], Parameter):
-            msg["args"] = (name, given[0].detach().clone(), *given[1:])
+            msg["args"] = (name, given[0].detach().clone().to(torch.get_default_device()), *given[1:])
 
 
 class Run(OwnParameters):

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from bnn_pyro.aside import Aside
 from bnn_pyro.batching import bytes_made
-from bnn_pyro.compiled import members_in_block, sentence
+from bnn_pyro.compiled import members_in_block
 from bnn_pyro.elbo_record import ElboRecord
+from bnn_pyro.inductor import sentence
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.minibatches import Batches
+from bnn_pyro.stepping import WINDOW, make_stepper
 from bnn_pyro.steps import Objective, State, Step, adam_step, by_autograd, compile_step, expect, plain_step
 
-WINDOW = 100  # steps between two looks at the ELBO
-NOISE_NUMBERS = 1_000_000  # drawn at once, where one step takes fewer
 ERRORS = 2.0  # standard errors that tell two stretches' ELBO apart
 # ... and the last window's from the best of many, which is the luckiest of them too
 BEST_ERRORS = 4.0
@@ -102,24 +102,18 @@ def optimise(
     """
     decay = method.lr_decay ** (1 / method.steps)
     state = trained.state
-    ahead = max(1, min(WINDOW, NOISE_NUMBERS // max(1, trained.noise.numel())))
-    noise = state.position.new_empty(ahead, *trained.noise)
+    stepper = make_stepper(trained.step, state, trained.noise, trained.batches, trained.more)
     best, best_elbo = Aside(state.position), (-np.inf, 0.0)
-    terms: list[Tensor] = []
-    for count in range(1, method.steps + 1):
-        if (count - 1) % ahead == 0:
-            noise.normal_()
-        rows = trained.more if trained.batches is None else [*trained.batches.draw(), *trained.more]
-        terms.append(trained.step(state, noise[(count - 1) % ahead], count, lr * decay**count, *rows))
-        if count % WINDOW == 0 or count == method.steps:
-            record.add(torch.stack(terms).mean(1).cpu().numpy())
-            terms = []
-            window = _mean(record.elbo(WINDOW))
-            if window[0] > best_elbo[0]:
-                best_elbo = window
-                best.put(state.position)
-            if interrupts.pressed or (patience is not None and _settled(record, patience)):
-                break
+    for start in range(1, method.steps + 1, WINDOW):
+        counts = range(start, min(start + WINDOW, method.steps + 1))
+        terms = stepper.take(counts, [lr * decay**count for count in counts])
+        record.add(terms.mean(1).cpu().numpy())
+        window = _mean(record.elbo(WINDOW))
+        if window[0] > best_elbo[0]:
+            best_elbo = window
+            best.put(state.position)
+        if interrupts.pressed or (patience is not None and _settled(record, patience)):
+            break
     if best_elbo[0] - window[0] > BEST_ERRORS * np.hypot(best_elbo[1], window[1]):
         state.position.copy_(best.take())
 

@@ -218,3 +218,26 @@ def test_tensors_are_made_on_the_cpu_and_gradients_taken_whatever_the_user_has_s
         with pytest.raises(ValueError, match="inside"), isolated():
             raise ValueError("inside")
         assert torch.ones(1).device.type == "meta" and torch.is_inference_mode_enabled()
+
+
+def test_products_are_of_full_precision_whatever_the_user_has_set():
+    """TF32 and bfloat16 have a thousandth of float32's digits; with them a trajectory's energy is not kept."""
+    settings = [
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,
+        torch.backends.mkldnn.matmul,
+        torch.backends.mkldnn.rnn,
+    ]
+    read = lambda: [setting.fp32_precision for setting in settings]
+    before = read()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        users = read()
+        assert users != ["ieee"] * 4
+        with isolated():
+            assert read() == ["ieee"] * 4
+        assert read() == users and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value

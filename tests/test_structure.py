@@ -555,10 +555,12 @@ def test_devices_that_cannot_be_used_are_refused_by_name(device):
         bnn.fit(linear, X, Y, device=device)
 
 
-def test_cuda_is_refused():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none():
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     refused(
         bnn.OptionError,
-        "device: expected 'cpu' or 'auto', got 'cuda': fits run on the CPU. Use 'cpu'.",
+        f"device: expected 'cpu' or 'auto', got 'cuda': torch {torch.__version__} is {build}, and finds no GPU. Use 'cpu'.",
         linear, X, Y, device="cuda",
     )  # fmt: skip
 

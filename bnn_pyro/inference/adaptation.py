@@ -41,8 +41,10 @@ class Moments:
 
     def update(self, rows: Tensor, position: Tensor) -> None:
         """Takes in positions (k, dim) of chains ``rows`` (k,), of which one may come again, in order of time."""
-        for places in _once_each(rows.cpu().numpy()):
-            at = torch.from_numpy(places).to(rows.device)
+        turns = list(_once_each(rows.cpu().numpy()))
+        rows, position = rows.to(self._device), position.to(self._device)
+        for places in turns:
+            at = torch.from_numpy(places).to(self._device)
             self._update(rows[at], position[at])
 
     def _update(self, rows: Tensor, position: Tensor) -> None:
@@ -183,8 +185,11 @@ def first_settings(gradient: GradientCall, position: Tensor, method: MCMC, seed:
     """The metric and the step sizes (chains,) float64 that a run begins with: ``method.adaptation``, or a unit metric."""
     chains, dim = position.shape
     if method.adaptation is not None:
-        step_size = method.adaptation.step_size.double().expand(chains).clone()
-        return Metric(method.adaptation.inverse_mass_matrix.to(position.dtype)), step_size
+        step_size = method.adaptation.step_size.to(position.device).double().expand(chains).clone()
+        mass = method.adaptation.inverse_mass_matrix.to(
+            position.device, position.dtype, copy=True
+        )  # it changes in place
+        return Metric(mass), step_size
     unit = torch.ones(dim, dtype=position.dtype, device=position.device)
     metric = Metric(torch.diag(unit) if method.dense_mass else unit)
     return metric, first_step_size(gradient, position, metric, Noise(seed, "first step", position.device))

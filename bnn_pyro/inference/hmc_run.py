@@ -1,12 +1,8 @@
 """HMC and ChEES-HMC from starts to draws: all chains take the same number of leapfrog steps at a time.
 
 The length of iteration i is 2 h_i times the trajectory length T, with h_i the Halton sequence in base 2: spread evenly over
-(0, 2 T), so that no periodic orbit is hit each time. ChEES climbs
-
-    ChEES(T) = E[(|z' - E z'|^2 - |z - E z|^2)^2] / 4
-
-by Adam on log T, with distances in units of the metric, from all chains of an iteration weighed by their acceptance.
-Source: Hoffman, Radul & Sountsov 2021, AISTATS 130, sections 3 and 4.
+(0, 2 T), so that no periodic orbit is hit each time. ``lengths`` learns T. On a device a leapfrog step is one launch, and
+what an iteration did comes to the host while the next one is under way.
 """
 
 from __future__ import annotations
@@ -14,16 +10,21 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_pyro import replay
 from bnn_pyro.inference.adaptation import Moments, first_settings, stretch, windows
+from bnn_pyro.inference.figures import stacked, unstacked
 from bnn_pyro.inference.hmc import HMC, ChEES
+from bnn_pyro.inference.lengths import LengthAdaptation, Trajectory, halton
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
-from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, Metric, dot, leapfrog, log_acceptance
+from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, Metric, fuses, leapfrog, log_acceptance
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.inference.step_sizes import SharedStep
 from bnn_pyro.noise import Noise
+from bnn_pyro.replay import OnItsWay, Replay
 
 
 class Info(NamedTuple):
@@ -35,19 +36,6 @@ class Info(NamedTuple):
     n_steps: Tensor
     acceptance_rate: Tensor
     step_size: Tensor
-
-
-class Trajectory(NamedTuple):
-    """What one iteration did: where it started, proposed to go, and how fast it was there."""
-
-    start: Tensor  # (c, dim)
-    proposal: Tensor
-    velocity: Tensor
-    acceptance_rate: Tensor  # (c,)
-
-    def of(self, chains: Tensor) -> Trajectory:
-        """That of the chains where ``chains`` (c,) is True."""
-        return self if chains.all() else Trajectory(*(values[chains] for values in self))
 
 
 def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed: int, recorder: Recorder) -> Adaptation:
@@ -66,18 +54,21 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
     usual = torch.ones_like(everyone, dtype=torch.bool)
     schedule = windows(method.warmup)
     state = State(position, *gradient(position))
+    leapfrogs, reports = Leapfrogs(metric, gradient), Reports(recorder, chains)
     for i in range(method.transitions):
         if recorder.should_stop():
             break
         adapting = i < method.warmup
-        trajectory_length = lengths.length if lengths else length
-        time = 2 * halton(i) * float(trajectory_length)
-        steps = min(max(math.ceil(time / float(step_size)), 1), method.max_steps)
-        numbers = torch.full_like(everyone, i)
-        momentum = metric.momentum(momenta.take(everyone, numbers))
+        if i <= method.warmup:  # which makes the host wait for a device
+            known = float(lengths.length if lengths else length), float(step_size)
+        time = 2 * halton(i) * known[0]
+        steps = min(max(math.ceil(time / known[1]), 1), method.max_steps)
+        momenta.ready(np.full(chains, i))
+        momentum = metric.momentum(momenta.take_all(torch.full_like(everyone, i)))
+        uniforms.ready(1)
         uniform = uniforms.next()[:, 0]
-        state, info, trajectory = transition(state, momentum, uniform, step_size, steps, metric, gradient)
-        recorder.record(everyone, numbers, state.position, info)
+        state, info, trajectory = transition(state, momentum, uniform, step_size, steps, leapfrogs)
+        reports.add(i, state.position, info)
         if not adapting:
             continue
         rate = trajectory.acceptance_rate
@@ -89,8 +80,9 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
             moments.update(everyone, state.position)
         if i + 1 in schedule.ends:
             usual = moments.usual()
-            before, metric = metric, moments.metric(position.dtype)
-            averaging.restart(averaging.average * stretch(before, metric))
+            learnt = moments.metric(position.dtype)
+            averaging.restart(averaging.average * stretch(metric, learnt))
+            metric.become(learnt)
             step_size = averaging.step_size
             if lengths is not None and i + 1 == schedule.ends[0]:
                 lengths = LengthAdaptation(torch.ones(()))  # about right where the posterior has unit spread
@@ -98,6 +90,7 @@ def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed:
             step_size = averaging.average
             if lengths is not None:
                 lengths.finish()
+    reports.flush()
     return Adaptation(
         step_size[None], metric.inverse_mass_matrix.double(), lengths.length if lengths is not None else length
     )
@@ -120,28 +113,67 @@ class State(NamedTuple):
     log_density: Tensor
 
 
+class Leapfrogs:
+    """Leapfrog steps of all chains in one metric."""
+
+    def __init__(self, metric: Metric, gradient: GradientCall):
+        self.metric, self.gradient = metric, gradient
+        self._replay: Replay | None = None
+        self._now: tuple[Tensor, ...] = ()
+        self._dense = metric.dense
+
+    def __call__(self, state: State, momentum: Tensor, step: Tensor, steps: int) -> tuple[State, Tensor]:
+        """Where ``steps`` of size ``step`` (c,) lead from state and momentum (c, dim), which stay as they are."""
+        now: tuple[Tensor, ...] = (*state, momentum, step)
+        if replay.waits(step.device):
+            for _ in range(steps):
+                now = self._after(*now)
+        else:
+            if self._replay is None or self._dense != self.metric.dense:
+                self._now = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in now)
+                self._dense = self.metric.dense
+                self._replay = Replay(self._go, step.device, fuses(self.gradient))
+            self._put(now)
+            for _ in range(steps):
+                self._replay()
+            now = tuple(t.clone() for t in self._now)
+        return State(*now[:3]), now[3]
+
+    def _go(self) -> None:
+        self._put(self._after(*self._now))
+
+    def _put(self, values: tuple[Tensor, ...]) -> None:
+        for own, value in zip(self._now, values, strict=True):
+            if own is not value:
+                own.copy_(value)
+
+    def _after(
+        self, position: Tensor, grad: Tensor, log_density: Tensor, momentum: Tensor, step: Tensor
+    ) -> tuple[Tensor, ...]:
+        position, grad, momentum, log_density = leapfrog(position, momentum, grad, step, self.metric, self.gradient)
+        return position, grad, log_density, momentum, step
+
+
 def transition(
     state: State,
     momentum: Tensor,
     uniform: Tensor,
     step_size: Tensor,
     steps: int,
-    metric: Metric,
-    gradient: GradientCall,
+    leapfrogs: Leapfrogs,
 ) -> tuple[State, Info, Trajectory]:
     """One iteration: ``steps`` leapfrog steps from fresh momenta (c, dim), then accept or stay."""
-    position, grad, log_density = state
-    energy = metric.kinetic(momentum) - log_density
-    step = step_size.expand(len(position))
-    for _ in range(steps):
-        position, grad, momentum, log_density = leapfrog(position, momentum, grad, step, metric, gradient)
-    log_ratio = log_acceptance(energy, metric.kinetic(momentum) - log_density)
+    metric = leapfrogs.metric
+    energy = metric.kinetic(momentum) - state.log_density
+    step = step_size.expand(len(momentum))
+    end, momentum = leapfrogs(state, momentum, step, steps)
+    log_ratio = log_acceptance(energy, metric.kinetic(momentum) - end.log_density)
     rate = log_ratio.clamp(max=0.0).exp()
     accepted = uniform < rate
     new = State(
-        torch.where(accepted[:, None], position, state.position),
-        torch.where(accepted[:, None], grad, state.grad),
-        torch.where(accepted, log_density, state.log_density),
+        torch.where(accepted[:, None], end.position, state.position),
+        torch.where(accepted[:, None], end.grad, state.grad),
+        torch.where(accepted, end.log_density, state.log_density),
     )
     info = Info(
         lp=new.log_density,
@@ -151,53 +183,27 @@ def transition(
         acceptance_rate=rate,
         step_size=step,
     )
-    return new, info, Trajectory(state.position, position, metric.velocity(momentum), rate)
+    return new, info, Trajectory(state.position, end.position, metric.velocity(momentum), rate)
 
 
-class LengthAdaptation:
-    """The trajectory length by Adam on its logarithm; the mean of the later iterations is kept."""
+class Reports:
+    """Hands iterations to the recorder: those of a device when they have come to the host, while the next is under way."""
 
-    def __init__(self, length: Tensor, lr: float = 0.025, decay: float = 0.95):
-        self.log_length = length.double().log()
-        self.lr, self.decay = lr, decay
-        self._square, self._count = torch.zeros((), dtype=torch.float64), 0
-        self._average = self.log_length.clone()
+    def __init__(self, recorder: Recorder, chains: int):
+        self._recorder, self._chains = recorder, torch.arange(chains)
+        self._last: tuple[int, OnItsWay, OnItsWay] | None = None
 
-    @property
-    def length(self) -> Tensor:
-        return self.log_length.exp()
+    def add(self, number: int, position: Tensor, info: Info) -> None:
+        """Of iteration ``number``: positions (c, dim) and statistics (c,)."""
+        self.flush()
+        self._last = number, OnItsWay(position), OnItsWay(stacked(info))
+        if replay.waits(position.device):
+            self.flush()
 
-    def update(self, trajectory: Trajectory, metric: Metric, time: float, step_size: float, max_steps: int) -> None:
-        """Follows the gradient of ChEES in log T, from trajectories that took ``time``; between 1 and ``max_steps`` steps."""
-        rate = trajectory.acceptance_rate
-        finite = torch.isfinite(trajectory.proposal).all(1) & torch.isfinite(trajectory.velocity).all(1)
-        rate = torch.where(finite, rate, 0.0)
-        if not rate.sum() > 0:
-            return
-        weight = (rate / rate.sum())[:, None]
-        proposal = torch.where(finite[:, None], trajectory.proposal, trajectory.start)
-        velocity = torch.where(finite[:, None], trajectory.velocity, 0.0)
-        before = metric.whiten(trajectory.start - trajectory.start.mean(0))
-        after = metric.whiten(proposal - (weight * proposal).sum(0).to(proposal.dtype))
-        change = dot(after, after) - dot(before, before)
-        slope = float((weight[:, 0] * change * dot(after, metric.whiten(velocity))).sum()) * time
-        self._count += 1
-        self._square = self.decay * self._square + (1 - self.decay) * slope**2
-        scaled = slope / (float(self._square / (1 - self.decay**self._count)) ** 0.5 + 1e-20)
-        self.log_length = self.log_length + self.lr * scaled
-        self.log_length = self.log_length.clamp(math.log(step_size), math.log(step_size * max(max_steps / 2, 1.0)))
-        keep = self._count**-0.5
-        self._average = keep * self.log_length + (1 - keep) * self._average
-
-    def finish(self) -> None:
-        self.log_length = self._average
-
-
-def halton(i: int) -> float:
-    """The (i+1)-th number of the Halton sequence in base 2: 1/2, 1/4, 3/4, 1/8, ..."""
-    i, result, part = i + 1, 0.0, 0.5
-    while i:
-        result += part * (i & 1)
-        i >>= 1
-        part /= 2
-    return result
+    def flush(self) -> None:
+        """Hands over what has been added."""
+        if self._last is not None:
+            number, position, figures = self._last
+            numbers = torch.full_like(self._chains, number)
+            self._recorder.record(self._chains, numbers, position.take(), unstacked(Info, figures.take()))
+        self._last = None

@@ -21,6 +21,11 @@ DIVERGENCE = 1000.0  # energy error above which a step has left the level set
 GradientCall = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+def fuses(gradient: GradientCall) -> bool:
+    """Whether it may be compiled together with what is around it: where it doesn't say, it is of tensor operations only."""
+    return getattr(gradient, "fuses", True)
+
+
 class Metric:
     """The inverse mass matrix and what follows from it.
 
@@ -37,6 +42,14 @@ class Metric:
         self.inverse_mass_matrix = inverse_mass_matrix
         self.root = root.to(inverse_mass_matrix.dtype)
 
+    def become(self, other: Metric) -> None:
+        """Takes on the other's numbers: in the same tensors, if both are diagonal or both dense."""
+        if self.dense == other.dense:
+            self.inverse_mass_matrix.copy_(other.inverse_mass_matrix)
+            self.root.copy_(other.root)
+        else:
+            self.dense, self.inverse_mass_matrix, self.root = other.dense, other.inverse_mass_matrix, other.root
+
     def variance(self) -> Tensor:
         """The diagonal of M^-1, (dim,) float64."""
         return (self.inverse_mass_matrix.diagonal() if self.dense else self.inverse_mass_matrix).double()
@@ -45,17 +58,14 @@ class Metric:
         """M^-1 r for r (c, dim)."""
         if not self.dense:
             return momentum * self.inverse_mass_matrix
-        return in_blocks(lambda rows: (rows @ self.inverse_mass_matrix,), BLOCK, momentum)[0]
+        return _by_rows(lambda rows: rows @ self.inverse_mass_matrix, momentum)
 
     def momentum(self, normal: Tensor) -> Tensor:
         """r ~ Normal(0, M) from standard normal numbers (c, dim)."""
         if not self.dense:
             return normal / self.root
 
-        def solve(rows: Tensor) -> tuple[Tensor]:
-            return (torch.linalg.solve_triangular(self.root.mT, rows.mT, upper=True).mT,)
-
-        return in_blocks(solve, BLOCK, normal)[0]
+        return _by_rows(lambda rows: torch.linalg.solve_triangular(self.root.mT, rows.mT, upper=True).mT, normal)
 
     def kinetic(self, momentum: Tensor) -> Tensor:
         """r' M^-1 r / 2, (c,) float64."""
@@ -66,6 +76,13 @@ class Metric:
         if self.dense:
             return torch.linalg.solve_triangular(self.root, difference.mT, upper=False).mT
         return difference / self.root
+
+
+def _by_rows(call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """``call`` on rows (c, dim): on a CPU a few at a time, so that none depends on how many others there are."""
+    if rows.device.type != "cpu":
+        return call(rows)
+    return in_blocks(lambda some: (call(some),), BLOCK, rows)[0]
 
 
 def _factor(inverse: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,6 +98,10 @@ class NativeTrees(Trees):
         self._inverse_mass = metric.inverse_mass_matrix.contiguous()  # kept, as the library has its address only
         self._state.inverse_mass, self._state.dense = self._inverse_mass.data_ptr(), metric.dense
 
+    def use(self, metric: Metric, step_size: Tensor) -> None:
+        super().use(metric, step_size)
+        self.metric = self._metric  # whose numbers, laid side by side, may be a copy
+
     def begin(self, rows: Tensor, transition: Tensor) -> None:
         if not len(rows):
             return

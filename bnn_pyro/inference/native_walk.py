@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 
+from bnn_pyro.inference.figures import unstacked
 from bnn_pyro.inference.native_trees import NativeTrees
 from bnn_pyro.inference.step_sizes import GAMMA, KAPPA, T0, DualAveraging
 from bnn_pyro.inference.trees import Info, Trees
@@ -85,9 +86,7 @@ class NativeWalk(Walk):
     def _batch(self) -> Ended:
         count, self._state.ended = self._state.ended, 0
         rows, number = self._chain[:count].clone(), self._number[:count].clone()
-        figures = self._figures[:, :count].clone()
-        lp, energy, diverging, depth, steps, rate, step_size = figures
-        info = Info(lp, energy, diverging.bool(), depth.long(), steps.long(), rate, step_size)
+        info = unstacked(Info, self._figures[:, :count].clone())
         return Ended(rows, number, self._position[:count].clone(), info)
 
 

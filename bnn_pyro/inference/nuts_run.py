@@ -56,7 +56,7 @@ def run_nuts(
         if recorder.should_stop():
             break
         if pause in schedule.ends:
-            before, trees.metric = trees.metric, moments.metric(position.dtype)
-            averaging.restart(averaging.average * stretch(before, trees.metric))
-            trees.step_size = averaging.step_size
+            learnt = moments.metric(position.dtype)
+            averaging.restart(averaging.average * stretch(trees.metric, learnt))
+            trees.use(learnt, averaging.step_size)
     return Adaptation(trees.step_size, trees.metric.inverse_mass_matrix.double())

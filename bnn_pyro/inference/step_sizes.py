@@ -22,29 +22,31 @@ class DualAveraging:
 
     Attributes:
         centre: (c,), the log step sizes that each is drawn towards.
-        state: (4, c): transition count, mean error, log step, its average; changed in place.
+        state: (4, c): transition count, mean error, log step, its average. Both change in place.
     """
 
     def __init__(self, step_size: Tensor, target: float):
         self.target = target
+        self.centre = torch.empty_like(step_size)
+        self.state = step_size.new_empty(4, len(step_size))
         self.restart(step_size)
 
     def restart(self, step_size: Tensor) -> None:
         """Forgets all but the step sizes, and is drawn towards ten times as much: a low step is found out slowly."""
         log_step = step_size.log()
-        self.centre = log_step + math.log(10.0)
         none = torch.zeros_like(log_step)
-        # side by side, so that those of a few chains are taken out and put back together
-        self.state = torch.stack([none, none, log_step, log_step])
+        self.centre.copy_(log_step + math.log(10.0))
+        self.state.copy_(torch.stack([none, none, log_step, log_step]))
 
-    def update(self, rows: Tensor, acceptance_rate: Tensor) -> None:
-        """Takes in a transition of chains ``rows`` (k,)."""
-        count, error, _, log_average = self.state.index_select(1, rows).unbind()
+    def update(self, acceptance_rate: Tensor, mask: Tensor | None = None) -> None:
+        """Takes in a transition (c,) of each chain, or of those where ``mask`` (c,)."""
+        count, error, _, log_average = self.state.unbind()
         count = count + 1
         error = error.lerp(self.target - acceptance_rate, 1 / (count + T0))
-        log_step = self.centre.index_select(0, rows) - count.sqrt() / GAMMA * error
+        log_step = self.centre - count.sqrt() / GAMMA * error
         log_average = log_average.lerp(log_step, count**-KAPPA)
-        self.state.index_copy_(1, rows, torch.stack([count, error, log_step, log_average]))
+        state = torch.stack([count, error, log_step, log_average])
+        self.state.copy_(state if mask is None else torch.where(mask, state, self.state))
 
     @property
     def step_size(self) -> Tensor:

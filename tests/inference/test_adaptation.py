@@ -15,7 +15,7 @@ from bnn_pyro.errors import OptionError
 from bnn_pyro.inference import hmc_run, nuts_run
 from bnn_pyro.inference.adaptation import Moments, Schedule, windows
 from bnn_pyro.inference.hmc import HMC, ChEES
-from bnn_pyro.inference.hmc_run import LengthAdaptation, Trajectory, halton
+from bnn_pyro.inference.lengths import LengthAdaptation, Trajectory, halton
 from bnn_pyro.inference.mcmc import Adaptation
 from bnn_pyro.inference.metric import Metric
 from bnn_pyro.inference.nuts import NUTS

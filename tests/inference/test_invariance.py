@@ -124,13 +124,15 @@ def _swap_the_mass(monkeypatch):
 
 
 def _share_momenta(monkeypatch):
-    right = Momenta.take
+    right, right_all = Momenta.take, Momenta.take_all
     monkeypatch.setattr(Momenta, "take", lambda self, rows, t: right(self, rows[:1], t[:1]).expand(len(rows), -1))
+    monkeypatch.setattr(Momenta, "take_all", lambda self, t: right_all(self, t)[:1].expand(len(t), -1))
 
 
 def _keep_momenta(monkeypatch):
-    right = Momenta.take
-    monkeypatch.setattr(Momenta, "take", lambda self, rows, t: right(self, rows, 0 * t))
+    right, ready = Momenta.take_all, Momenta.ready
+    monkeypatch.setattr(Momenta, "ready", lambda self, t, more=0: ready(self, 0 * t))
+    monkeypatch.setattr(Momenta, "take_all", lambda self, t: right(self, 0 * t))
 
 
 def _sign_of_the_energy(monkeypatch):

@@ -50,8 +50,7 @@ def test_hmc_refuses_all_but_finite_energies(old, new):
         torch.full((2,), 1e-9, dtype=F64),  # takes whatever has a chance
         torch.tensor(0.1, dtype=F64),
         3,
-        Metric(torch.ones(2, dtype=F64)),
-        gradient,
+        hmc_run.Leapfrogs(Metric(torch.ones(2, dtype=F64)), gradient),
     )
     taken = old == new == 1.5
     for before, now in zip(state, after):

@@ -19,10 +19,9 @@ def test_dual_averaging_reaches_its_target_in_every_chain(target):
     """Chain i accepts at a rate exp(-scale_i e) with noise: its answer is -log(target) / scale_i."""
     scale = torch.logspace(-3, 3, 8, dtype=F64)
     averaging = DualAveraging(torch.full((8,), 0.1, dtype=F64), target)
-    everyone = torch.arange(8)
     for noise in normals(4000, 8, seed=1):
         rate = (-scale * averaging.step_size).exp()
-        averaging.update(everyone, (rate + 0.05 * noise).clamp(0, 1))
+        averaging.update((rate + 0.05 * noise).clamp(0, 1))
     assert ((-scale * averaging.average).exp() - target).abs().max() < 0.02
 
 
@@ -31,11 +30,11 @@ def test_dual_averaging_follows_its_published_recursion_by_chain():
     start, target = torch.tensor([0.1, 2.0, 0.5], dtype=F64), 0.7
     averaging = DualAveraging(start, target)
     rates = torch.rand(40, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
-    takes_part = [torch.arange(3)[torch.arange(3) <= i % 3] for i in range(40)]  # chain 2 every third time
-    for rate, rows in zip(rates, takes_part):
-        averaging.update(rows, rate[rows])
+    takes_part = [torch.arange(3) <= i % 3 for i in range(40)]  # chain 2 every third time
+    for rate, mask in zip(rates, takes_part):
+        averaging.update(rate.where(mask, torch.nan), mask)
     for chain in range(3):
-        seen = [float(rate[chain]) for rate, rows in zip(rates, takes_part) if chain in rows]
+        seen = [float(rate[chain]) for rate, mask in zip(rates, takes_part) if mask[chain]]
         log_average = 0.0
         for t in range(1, len(seen) + 1):
             error = sum(target - rate for rate in seen[:t]) / (t + 10)

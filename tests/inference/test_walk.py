@@ -1,4 +1,4 @@
-"""Transitions made by ``trees.cpp`` are those that ``Walk`` makes of the same trees, and its step sizes dual averaging's."""
+"""Both walks make the transitions of a plain one on the same trees, and their step sizes are dual averaging's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import pytest
 import torch
 from batched_targets import F64, TARGETS, correlated, padded
 from broken_trees import use_broken_trees
+from plain_walk import PlainWalk
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnn_pyro import native
+from bnn_pyro import native, replay
+from bnn_pyro.inductor import trace_in_place
 from bnn_pyro.inference import native_trees, native_walk, random_tables
+from bnn_pyro.inference import walk as walk_module
 from bnn_pyro.inference.adaptation import Moments
 from bnn_pyro.inference.metric import Metric
 from bnn_pyro.inference.native_trees import NativeTrees
@@ -33,7 +37,7 @@ def _needs_the_library():
         pytest.skip(native.reason(native_trees.SOURCE))
 
 
-def walked(kind, name, warmup=WARMUP, dtype=F64, stop=lambda: False, chains=CHAINS):
+def walked(kind, name, warmup=WARMUP, dtype=F64, stop=lambda: False, chains=CHAINS, trees=NativeTrees):
     """All that a walk yields, by chain and transition: positions (c, t, dim), statistics (c, t), and the walk."""
     target, everyone = TARGETS[name.split(",")[0]], torch.arange(chains)
     mass = correlated(target.dim, seed=5)
@@ -42,7 +46,7 @@ def walked(kind, name, warmup=WARMUP, dtype=F64, stop=lambda: False, chains=CHAI
     momenta = Momenta(Noise(SEED, "momentum"), everyone, target.dim, dtype)
     averaging = DualAveraging(torch.linspace(0.2, 0.5, CHAINS, dtype=F64)[:chains], TARGET)
     start = target.exact(CHAINS, seed=2)[:chains].to(dtype)
-    trees = NativeTrees(padded(target), start, metric, averaging.step_size, uniforms, momenta, 6)
+    trees = trees(padded(target), start, metric, averaging.step_size, uniforms, momenta, 6)
     walk = kind(trees, averaging, warmup)
     position = torch.full((chains, PAUSES[-1], target.dim), torch.nan, dtype=dtype)
     stats = {name: torch.full((chains, PAUSES[-1]), torch.nan, dtype=F64) for name in Info._fields}
@@ -57,7 +61,7 @@ def walked(kind, name, warmup=WARMUP, dtype=F64, stop=lambda: False, chains=CHAI
             break
         if pause == PAUSES[0]:
             averaging.restart(averaging.average * 1.1)
-            trees.step_size = averaging.step_size
+            trees.use(metric, averaging.step_size)
     return position, stats, walk
 
 
@@ -69,7 +73,7 @@ def assert_alike(one, other, tolerance=0.0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_makes_the_same_transitions(name, dtype):
-    one, other = walked(Walk, name, warmup=0, dtype=dtype), walked(NativeWalk, name, warmup=0, dtype=dtype)
+    one, other = walked(PlainWalk, name, warmup=0, dtype=dtype), walked(NativeWalk, name, warmup=0, dtype=dtype)
     assert one[0].isfinite().all() and (one[1]["n_steps"] > 3).any()
     assert_alike(one, other)
     assert not other[2].trees.active.any() and (other[2].transition == PAUSES[-1]).all()
@@ -78,7 +82,7 @@ def test_it_makes_the_same_transitions(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_warmup_is_the_same_too_to_rounding(name):
     """Over so few transitions: rounding of a step size grows with each."""
-    one, other = walked(Walk, name), walked(NativeWalk, name)
+    one, other = walked(PlainWalk, name), walked(NativeWalk, name)
     early = lambda found: (found[0][:, :8], {key: value[:, :8] for key, value in found[1].items()})
     assert_alike(early(one), early(other), 1e-6)
 
@@ -90,12 +94,76 @@ def test_step_sizes_are_those_of_dual_averaging(name):
     assert torch.allclose(stats["step_size"][:, 0], torch.linspace(0.2, 0.5, CHAINS, dtype=F64))
     for now in range(WARMUP):
         assert torch.allclose(stats["step_size"][:, now], oracle.step_size, rtol=1e-12)
-        oracle.update(EVERYONE, stats["acceptance_rate"][:, now])
+        oracle.update(stats["acceptance_rate"][:, now])
         if now + 1 == PAUSES[0]:
             oracle.restart(oracle.average * 1.1)
     kept = stats["step_size"][:, WARMUP:]
     assert (kept == kept[:, :1]).all() and torch.allclose(kept[:, 0], oracle.average, rtol=1e-12)
     assert torch.allclose(walk.averaging.state, oracle.state, rtol=1e-10)
+
+
+class NoAnswers(TorchDispatchMode):
+    """Refuses what would make the host wait for a device, or need a size that depends on values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        refused = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "repeat_interleave", "equal")
+        assert function.overloadpacket.__name__ not in refused, function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("warmup", [0, WARMUP])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("look", [1, 5, 32])
+@pytest.mark.parametrize("device", [False, True])
+def test_torchs_walk_makes_those_of_a_plain_one(name, warmup, look, device, monkeypatch):
+    """As on a CPU, and as on a device, where the host looks in every so many iterations, and an iteration asks nothing."""
+    monkeypatch.setattr(random_tables, "_STEPS", 96)
+    one = walked(PlainWalk, name, warmup=warmup, trees=Trees)
+    monkeypatch.setattr(walk_module, "_LOOK", look)
+    if device:
+        monkeypatch.setattr(replay, "waits", lambda _: False)
+        iterate = walk_module._Place.iterate
+
+        def asks_nothing(self):
+            with NoAnswers():
+                iterate(self)
+
+        monkeypatch.setattr(walk_module._Place, "iterate", asks_nothing)
+    other = walked(Walk, name, warmup=warmup, trees=Trees)
+    assert one[0].isfinite().all() and (one[1]["n_steps"] > 3).any()
+    assert_alike(one, other)
+    assert not other[2].trees.active.any() and (other[2].transition == PAUSES[-1]).all()
+
+
+class Traced:
+    """As for a device, which compiles what the first call traces."""
+
+    def __init__(self, function, device, fuses):
+        assert fuses
+        self.function, self.code = function, None
+        made.append(self)
+
+    def __call__(self):
+        if self.code is None:
+            self.code = trace_in_place(self.function)
+        else:
+            self.code()
+
+
+made = []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_iteration_that_was_traced_makes_them_too(name, monkeypatch):
+    """Once, though metric and step sizes are replaced on the way: no number on the host has got into it."""
+    monkeypatch.setattr(random_tables, "_STEPS", 96)
+    one = walked(PlainWalk, name, trees=Trees)
+    monkeypatch.setattr(replay, "waits", lambda _: False)
+    monkeypatch.setattr(walk_module, "Replay", Traced)
+    made.clear()
+    other = walked(Walk, name, trees=Trees)
+    assert len(made) == 1 and made[0].code is not None
+    assert_alike(one, other)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -180,7 +248,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_walk_is_seen(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(random_tables, "_STEPS", 4)
-    right = walked(Walk, "banana", warmup=0)
+    right = walked(PlainWalk, "banana", warmup=0)
     use_broken_trees(*FAULTS[fault], tmp_path, monkeypatch)
     calls = itertools.count()
     endless = lambda: next(calls) > 20_000

@@ -108,7 +108,7 @@ def test_the_gradient_is_finite_at_a_start(name, init, monkeypatch):
 def test_the_guide_has_all_sites_in_their_shapes(name):
     t, model = target(name), ready(name)[0]
     with isolated(seed=4):
-        guide = make_guide(None, model.guide, model.model, name)
+        guide = make_guide(None, model.guide, model.model, name, torch.device("cpu"))
         trace = poutine.trace(guide).get_trace(t.x, t.y)
     for site in t.sites:
         assert trace.nodes[site.name]["value"].shape == site.shape

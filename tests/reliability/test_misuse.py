@@ -315,7 +315,7 @@ FIT_VALUES = {
     "standardize": ("no", 2, NAN, []),
     "progress": ("no", None, 2),
     "dtype": ("float23", "int32", float, 32, torch.float16),
-    "device": ("cuda", "gpu", None, 5),
+    "device": ("cuda:77", "gpu", None, 5),
     "engine": ("pyr0", None, 3),
     "backend": ("inductr", None, 3),
     "missing": ("dropp", ["drop"]),
@@ -400,7 +400,7 @@ CALLS = [
     ("nuts", "=3"), ("nuts", "chans=2"), ("svi", "step=2"), ("map", "prior_ds=1"), ("prior", "drawz=1"), ("nuts", "seed=2"),
 ]  # fmt: skip
 FLAGS = [
-    ("--seed", "-1"), ("--seed", "x"), ("--seed", "1.5"), ("--dtype", "float23"), ("--device", "cuda"), ("--device", "gpu"),
+    ("--seed", "-1"), ("--seed", "x"), ("--seed", "1.5"), ("--dtype", "float23"), ("--device", "cuda:77"), ("--device", "gpu"),
     ("--backend", "inductr"), ("--inference", "nutz"), ("--inference", ""), ("--infernce", "svi"), ("--sed", "1"),
     ("--missing", "dropp"), ("--data", "diabets"),
 ]  # fmt: skip
