@@ -96,15 +96,14 @@ def test_equal_values_have_no_density_and_no_error():
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
-    import sys
+    from matplotlib import pyplot
 
-    before, backend = dict(matplotlib.rcParams), matplotlib.rcParams._get("backend")
+    before, backend, open_ = dict(matplotlib.rcParams), matplotlib.rcParams._get("backend"), pyplot.get_fignums()
     made = prediction()
     path = write(report.predictions(made, made.mean, "a", "y"), tmp_path / "predictions.png")
     assert is_drawn(path)
     assert dict(matplotlib.rcParams) == before and matplotlib.rcParams._get("backend") == backend
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    assert pyplot is None or not pyplot.get_fignums()
+    assert pyplot.get_fignums() == open_  # another test may have left some
 
 
 def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
