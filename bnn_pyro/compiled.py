@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from bnn_pyro.batching import bytes_made
 from bnn_pyro.blocks import in_blocks, padded
 from bnn_pyro.errors import warn
 from bnn_pyro.graphs import normal_priors, trace
-from bnn_pyro.inductor import inductor, sentence, try_compiler
+from bnn_pyro.inductor import Compiled, inductor, sentence, try_compiler
 from bnn_pyro.pace import FasterThreads
+from bnn_pyro.recorded import Recorded, record
 from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills
 from bnn_pyro.target import Target
@@ -40,6 +42,7 @@ BLOCK_SPILL = 200_000_000  # bytes that a block of a sampler of many chains may 
 FEW_CHAINS, MANY_CHAINS = 4, 64  # in a block
 ROOM = 2  # times the sampler's usual chains that a block may hold: chains that are not there cost as much as those that are
 WORK_PER_THREAD = 250_000  # dim * rows * chains of a block: another thread has to be worth waking up
+ALONE_FROM = 20_000  # dim * rows: from here on, a chain is work enough for a block of recorded calls
 HELD_BYTES = 32 * 2**20 - 2**16  # the most whose release teaches glibc anything
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
 
@@ -52,7 +55,8 @@ class Gradient:
 
     ``backend`` is what runs: ``"inductor"``, ``"eager"`` (the graph as it is) or ``"pyro"`` (the program itself, chain by
     chain); ``reason`` says why a faster one is not. With ``y``, chain i has targets ``y[i]`` of its own. ``threads`` is how
-    many are worth their while, at most; None for as many as torch is set to. ``graph`` is what inductor compiled to ``call``.
+    many are worth their while, at most; None for as many as torch is set to. ``graph`` is what inductor compiled to ``code``,
+    which ``call`` calls.
     """
 
     call: Call
@@ -63,6 +67,7 @@ class Gradient:
     y: Tensor | None = None
     threads: int | None = 1
     graph: Call | None = None
+    code: Any = None
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.to(self.dtype).contiguous()  # compiled code takes it as it lies
@@ -78,6 +83,12 @@ class Gradient:
     def fuses(self) -> bool:
         """Whether what calls it may be compiled with it: traced, it is ``graph``, which inductor has compiled before."""
         return self.graph is not None
+
+    def recorded(self, z: Tensor) -> Recorded | None:
+        """The calls that a block's gradient comes down to, where these can be made without Python; z (c, dim) is an example."""
+        if not isinstance(self.code, Compiled) or self.y is not None or z.device.type != "cpu":
+            return None
+        return record(self.code.code, padded(z[: self.block].to(self.dtype), self.block), *self.code.tensors)
 
 
 def threads_for(target: Target) -> int | None:
@@ -139,8 +150,9 @@ def compile_gradient(
         return eager
     try:
         graph = rows_last(spell_fills(graph))
-        call = _without_grad(inductor(graph, example))
-        fast = _checked(replace(program, call=call, backend="inductor", threads=1, graph=graph), program, points)
+        code = inductor(graph, example)
+        fast = replace(program, call=_without_grad(code), backend="inductor", threads=1, graph=graph, code=code)
+        fast = _checked(fast, program, points)
         _hold_freed_memory()
     except Exception as error:  # a missing C++ compiler, an operation without a lowering, a wrong result
         return replace(eager, reason=f"inductor failed: {sentence(error)}")
@@ -152,6 +164,21 @@ def compile_gradient(
     ):
         return replace(fast, threads=threads, call=FasterThreads(fast.call))
     return fast
+
+
+def compile_for_groups(
+    target: Target, points: Tensor, backend: str = "auto", y: Tensor | None = None, **options: Any
+) -> Gradient:
+    """``compile_gradient`` in blocks of a chain or two, for threads to have one each, if its calls can be recorded.
+
+    Without Python in between, a block of one chain takes a chain as little time as a larger one, but for the smallest.
+    """
+    work = target.dim * target.n
+    if backend == "inductor" or (backend == "auto" and work >= COMPILE_FROM):
+        made = compile_gradient(target, points, backend, y, **{**options, "block": 1 if work >= ALONE_FROM else 2})
+        if made.recorded(points) is not None:
+            return made
+    return compile_gradient(target, points, backend, y, **options)
 
 
 def _hold_freed_memory() -> None:

@@ -56,6 +56,16 @@ def try_compiler() -> None:
     _trials.append(trial)
 
 
+class Compiled:
+    """``code`` of inductor's, called with tensors that its graph held as its last arguments."""
+
+    def __init__(self, code: Any, tensors: list[Tensor]):
+        self.code, self.tensors = code, tensors
+
+    def __call__(self, *args: Tensor) -> Any:
+        return self.code([*args, *self.tensors])  # which empties the list, to free what is no longer needed
+
+
 def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
     """Compiled code of ``graph`` for arguments of the shapes, strides and dtypes of ``example``; no gradients through it."""
     lifted, tensors = lift_tensors(graph)
@@ -84,7 +94,7 @@ def inductor(graph: GraphModule, example: tuple[Tensor, ...]) -> Callable:
         ):
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # not for samplers, which need all digits
             code: Any = compile_fx_inner(traced, fake)
-    return lambda *args: code([*args, *tensors])  # which empties the list, to free what is no longer needed
+    return Compiled(code, tensors)
 
 
 def trace_in_place(function: Callable[[], object]) -> GraphModule:
