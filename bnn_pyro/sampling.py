@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bnn_pyro.compiled import Gradient, compile_gradient, threads_for, warn_of_backend
+from bnn_pyro.compiled import Gradient, compile_for_groups, compile_gradient, threads_for, warn_of_backend
 from bnn_pyro.devices import chains_at_once, memory_of
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import warn
@@ -31,7 +31,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
     An interrupt ends the run with the draws that all chains have, and ``complete`` is False.
     Raises: KeyboardInterrupt if it comes before there is one.
     """
-    began, on_cpu = time.perf_counter(), target.device.type == "cpu"
+    began, on_cpu, allowed = time.perf_counter(), target.device.type == "cpu", torch.get_num_threads()
     with transitions_bar(method, progress) as bar:
         bar.set_description("compiling")
         if isinstance(method, NUTS):
@@ -39,7 +39,8 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
             points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
             block = None if on_cpu else chains_at_once(target, points[0], method, memory_of(target.device))
-            gradient = compile_gradient(target, points, backend, block=block, chains=type(method).chains)
+            compile_ = compile_for_groups if on_cpu and isinstance(method, NUTS) else compile_gradient
+            gradient = compile_(target, points, backend, block=block, chains=type(method).chains)
         info: dict[str, Any] = {"backend": gradient.backend, "backend_reason": gradient.reason}
         if isinstance(method, NUTS):
             info["trees"], info["trees_reason"] = tree_kind(target.device, target.dtype)
@@ -56,7 +57,7 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         started = time.perf_counter()
         with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=gradient.threads):
             recording = Recording(method, target.dim, target.dtype, interrupts, bar, Watch(target))
-            adaptation = run(gradient, starts, method, seed, recording)
+            adaptation = run(gradient, starts, method, seed, recording, allowed)
         recording.close()
     if not recording.kept:
         raise KeyboardInterrupt
@@ -77,11 +78,13 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
     return Draws(recording.positions(), stats=recording.stats(), state=state, info=info, complete=recording.complete)
 
 
-def run(gradient: Gradient, starts: torch.Tensor, method: MCMC, seed: int, recorder: Recorder) -> Adaptation:
+def run(
+    gradient: Gradient, starts: torch.Tensor, method: MCMC, seed: int, recorder: Recorder, threads: int = 1
+) -> Adaptation:
     """All transitions of all chains into ``recorder``; what warmup learnt."""
     with torch.no_grad():
         if isinstance(method, NUTS):
-            return run_nuts(gradient, starts, method, seed, recorder)
+            return run_nuts(gradient, starts, method, seed, recorder, threads)
         assert isinstance(method, HMC | ChEES), "make_method knows no other"
         return run_hmc(gradient, starts, method, seed, recorder)
 

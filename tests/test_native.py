@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from bnn_pyro import native
+from bnn_pyro import native, recorded
 from bnn_pyro.inference import native_trees, native_walk
 from bnn_pyro.inference.metric import Metric
 from bnn_pyro.inference.native_trees import begin_trees, make_trees, tree_kind
@@ -184,7 +184,7 @@ def test_trees_are_begun_where_they_will_be_native(monkeypatch):
     begin_trees(torch.device("cuda"), torch.float32)
     assert not begun
     begin_trees(torch.device("cpu"), torch.float32)
-    assert begun == [native_trees.SOURCE]
+    assert begun == [native_trees.SOURCE, recorded.SOURCE]
 
 
 def test_trees_are_native_on_a_cpu_in_either_precision_and_torchs_elsewhere():

@@ -140,8 +140,8 @@ def test_chains_go_on_from_where_they_ended_with_other_noise(rows, inference, mo
         near = (again.z[:4, 0] - learnt.position[:chains]).abs().amax(1) < 1e-3
         assert near.all() and len(near) == min(chains, 4)
     seeds = []
-    monkeypatch.setattr(sampling, "run", lambda gradient, starts, method, seed, recorder: seeds.append(seed) or run(
-        gradient, starts, method, seed, recorder))  # fmt: skip
+    monkeypatch.setattr(sampling, "run", lambda gradient, starts, method, seed, *others: seeds.append(seed) or run(
+        gradient, starts, method, seed, *others))  # fmt: skip
     for chains, adaptation in (
         (4, still),
         (2, still._replace(step_size=still.step_size[:1])),

@@ -17,12 +17,13 @@ from bnn_pyro.inference.native_trees import NativeTrees
 from bnn_pyro.inference.step_sizes import GAMMA, KAPPA, T0, DualAveraging
 from bnn_pyro.inference.trees import Info, Trees
 from bnn_pyro.inference.walk import Ended, Walk
+from bnn_pyro.recorded import Recorded, runner
 
 _ROOM = 1024  # trees that wait to be yielded
 _NUMBERS = 2**19  # in their positions, at most
 _PATIENCE = 0.1  # seconds that one waits; what is drawn does not depend on it
 
-_COUNTS = ("warmup", "until", "ahead", "ended", "resting")
+_COUNTS = ("warmup", "until", "ahead", "ended", "resting", "left")
 _CONSTANTS = ("target", "gamma", "t0", "kappa")
 _ADDRESSES = ("normals", "root", "first", "transition", "centre", "averaging", "position", "figures", "chain", "number")
 
@@ -37,8 +38,18 @@ class WalkState(ctypes.Structure):
     ]
 
 
+class GradientState(ctypes.Structure):
+    """Field by field as ``Gradient`` in ``trees.cpp``."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("run", "calls")),
+        *((name, ctypes.c_int64) for name in ("count", "block")),
+        *((name, ctypes.c_void_p) for name in ("position", "grad", "log_density", "all_grad", "all_log_density")),
+    ]
+
+
 class NativeWalk(Walk):
-    """As ``Walk``; use ``make_walk``."""
+    """As ``Walk``; use ``make_walk``. Gradients that can be ``recorded`` are taken in C++, too."""
 
     trees: NativeTrees
 
@@ -60,6 +71,28 @@ class NativeWalk(Walk):
         self._carry_on = trees.function(
             "carry_on", ctypes.c_int64, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2, ctypes.c_void_p
         )
+        self._go = trees.function(
+            "go", ctypes.c_int64, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2, ctypes.c_void_p, ctypes.c_double
+        )
+        self._gradient = self._record()
+
+    def _record(self) -> GradientState | None:
+        recorded = getattr(self.trees.gradient, "recorded", None)
+        made: Recorded | None = recorded(self.trees.position) if recorded is not None else None
+        if made is None:
+            return None
+        (grad, log_density), state = made.results, GradientState()
+        state.run = ctypes.cast(runner(), ctypes.c_void_p)
+        state.calls, state.count, state.block = made.calls, made.count, len(made.argument)
+        all_grad, all_log_density = torch.empty_like(self.trees.position), torch.empty_like(self.trees.energy)
+        tensors = (made.argument, grad, log_density, all_grad, all_log_density)
+        for name, tensor in zip(
+            ("position", "grad", "log_density", "all_grad", "all_log_density"), tensors, strict=True
+        ):
+            assert tensor.is_contiguous()
+            setattr(state, name, tensor.data_ptr())
+        self._recorded = made, tensors  # kept, as the library has addresses only
+        return state
 
     def to(self, pause: int, should_stop: Callable[[], bool]) -> Iterator[Ended]:
         trees, state, chains = self.trees, self._state, len(self.transition)
@@ -70,18 +103,42 @@ class NativeWalk(Walk):
         trees.begin(trees.chains, transition)
         due = 0.0
         while state.resting < chains and not should_stop():
-            count = trees.step()
-            if not count:
-                continue
-            left = self._carry_on(trees.address, self._address, count, self._room, trees.uniforms.now().data_ptr())
+            left = self._one() if self._gradient is None else self._many(self._gradient)
             if left:  # which need momenta that are not made yet, or those of a dense metric
                 rows = trees.ended[:left]
                 trees.begin(rows, transition[rows])
-            if state.ended > self._room - chains or time.monotonic() > due:
+            if state.ended and (state.ended > self._room - chains or time.monotonic() > due):
                 yield self._batch()
                 due = time.monotonic() + _PATIENCE
         if state.ended:
             yield self._batch()
+
+    def _one(self) -> int:
+        """A leapfrog step of all chains; how many of those whose trees ended have yet to begin their next ones."""
+        trees = self.trees
+        count = trees.step()
+        if not count:
+            return 0
+        now = trees.uniforms.now()
+        return self._carry_on(trees.address, self._address, count, self._room, now.data_ptr())
+
+    def _many(self, gradient: GradientState) -> int:
+        """The same of as many steps as C++ can make by itself."""
+        uniforms = self.trees.uniforms
+        coming = uniforms.coming()
+        made = self._go(
+            self.trees.address,
+            self._address,
+            ctypes.addressof(gradient),
+            len(coming),
+            self._room,
+            coming.data_ptr(),
+            _PATIENCE,
+        )
+        if made < 0:
+            raise RuntimeError("a call of the compiled gradient failed")
+        uniforms.skip(made)
+        return self._state.left
 
     def _batch(self) -> Ended:
         count, self._state.ended = self._state.ended, 0

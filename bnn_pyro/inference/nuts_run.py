@@ -1,4 +1,4 @@
-"""NUTS from starts to draws: a ``Walk`` from one end of warmup's windows to the next.
+"""NUTS from starts to draws: walks, in groups of chains, from one end of warmup's windows to the next.
 
 Chains rest only at the ends of warmup's windows, where the mass matrix is learnt from all of them, and when they have all
 their draws.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bnn_pyro.inference.adaptation import Moments, first_settings, stretch, windows
+from bnn_pyro.inference.groups import Groups, shares
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.metric import GradientCall
 from bnn_pyro.inference.native_trees import make_trees
@@ -17,6 +18,7 @@ from bnn_pyro.inference.native_walk import make_walk
 from bnn_pyro.inference.nuts import NUTS
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.inference.step_sizes import DualAveraging
+from bnn_pyro.inference.walk import Walk
 from bnn_pyro.noise import Noise
 
 
@@ -26,6 +28,7 @@ def run_nuts(
     method: NUTS,
     seed: int,
     recorder: Recorder,
+    threads: int = 1,
 ) -> Adaptation:
     """Runs ``method.transitions`` of every chain into ``recorder``; what warmup learnt.
 
@@ -34,19 +37,24 @@ def run_nuts(
     Args:
         gradient: (c, dim) -> (c, dim), (c,): gradient and log density.
         position: Starts (chains, dim), of finite density.
+        threads: That chains may be shared among; which changes no draw.
     """
     chains, dim = position.shape
     device = position.device
     everyone = torch.arange(chains, device=device)
-    uniforms = Uniforms(Noise(seed, "nuts", device), everyone)
-    momenta = Momenta(Noise(seed, "momentum", device), everyone, dim, position.dtype)
     metric, step_size = first_settings(gradient, position, method, seed)
-    averaging = DualAveraging(step_size, method.target_accept)
+
+    def begin(rows: slice) -> Walk:
+        uniforms = Uniforms(Noise(seed, "nuts", device), everyone[rows])
+        momenta = Momenta(Noise(seed, "momentum", device), everyone[rows], dim, position.dtype)
+        own = position[rows], metric, step_size[rows].clone()
+        trees = make_trees(gradient, *own, uniforms, momenta, method.max_tree_depth)
+        return make_walk(trees, DualAveraging(step_size[rows], method.target_accept), method.warmup)
+
+    walk = Groups([begin(rows) for rows in shares(gradient, position, threads)])
     moments = Moments(chains, dim, method.dense_mass, device)
     schedule = windows(method.warmup)
     last_window = schedule.ends[-1] if schedule.ends else 0
-    trees = make_trees(gradient, position, metric, step_size, uniforms, momenta, method.max_tree_depth)
-    walk = make_walk(trees, averaging, method.warmup)
     for pause in [*schedule.ends, method.transitions]:
         for ended in walk.to(pause, recorder.should_stop):
             recorder.record(*ended)
@@ -57,6 +65,5 @@ def run_nuts(
             break
         if pause in schedule.ends:
             learnt = moments.metric(position.dtype)
-            averaging.restart(averaging.average * stretch(trees.metric, learnt))
-            trees.use(learnt, averaging.step_size)
-    return Adaptation(trees.step_size, trees.metric.inverse_mass_matrix.double())
+            walk.use(learnt, stretch(walk.metric, learnt))
+    return Adaptation(walk.step_size, walk.metric.inverse_mass_matrix.double())

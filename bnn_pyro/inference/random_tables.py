@@ -34,7 +34,7 @@ class Uniforms:
         self._place = None if waits else torch.zeros(1, dtype=torch.int64, device=chains.device)
         self._table = torch.empty(count, len(chains), 4, dtype=torch.float64, device=chains.device)
         self._rows = self._table.unbind()
-        self._make()
+        self._make(0)
 
     def now(self) -> Tensor:
         if self._place is not None:
@@ -47,15 +47,33 @@ class Uniforms:
             return self.now()
         self.step += 1
         if self.step - self._from == len(self._rows):
-            self._make()
+            self._make(self.step)
         return self.now()
+
+    def coming(self) -> Tensor:
+        """What ``next`` will give, of one step and of as many more as are made, (steps, c, 4); on a CPU."""
+        at = self.step - self._from + 1
+        if at == len(self._rows):
+            self._make(self.step + 1)
+            at = 0
+        return self._table[at:]
+
+    def skip(self, steps: int) -> None:
+        """As if ``next`` had been called so many times, of those that are ``coming``; on a CPU."""
+        self.step += steps
+
+    def go_to(self, step: int) -> None:
+        """As if ``next`` had been called until ``step``, which lies ahead; on a CPU."""
+        self.step = step
+        if step - self._from >= len(self._rows):
+            self._make(step)
 
     def ready(self, steps: int) -> None:
         """To be called before each so many calls of ``next``; at most ``steps_ahead``."""
         if self._place is None:
             return
         if self.step + steps - self._from >= len(self._rows):
-            self._make()
+            self._make(self.step)
         self.step += steps
 
     def back(self, steps: int) -> None:
@@ -68,8 +86,8 @@ class Uniforms:
     def steps_ahead(self) -> int:
         return len(self._rows) - 1
 
-    def _make(self) -> None:
-        self._from = self.step
+    def _make(self, step: int) -> None:
+        self._from = step
         steps = torch.arange(self._from, self._from + len(self._rows), device=self.chains.device)
         self._table.copy_(self.noise.uniforms(self.chains[None], steps[:, None], 4))
         if self._place is not None:

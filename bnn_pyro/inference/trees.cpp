@@ -11,6 +11,8 @@
 //
 // Built without licence to reorder sums: results must not depend on how a compiler splits a loop.
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -40,7 +42,7 @@ struct State {
 
 // Field by field ``WalkState`` in native_walk.py. Trees that ended wait in the last four, each with room for as many.
 struct Walk {
-    int64_t warmup, until, ahead, ended, resting;
+    int64_t warmup, until, ahead, ended, resting, left;
     double target, gamma, t0, kappa;
     const void *normals, *root;  // (chains ahead, dim), and (dim,) of a diagonal metric: a momentum is normal / root
     const int64_t *first;        // (chains,): the transition that a chain's first normals are for
@@ -50,6 +52,19 @@ struct Walk {
     void *position;              // (room, dim)
     double *figures;             // (7, room): of Info
     int64_t *chain, *number;     // (room,)
+};
+
+// Field by field ``GradientState`` in native_walk.py: ``run(calls, count)`` takes a block of positions to gradients and log
+// densities, which are gathered for all chains.
+struct Gradient {
+    int64_t (*run)(const void *, int64_t);
+    const void *calls;
+    int64_t count, block;
+    void *position;              // (block, dim)
+    const void *grad;            // (block, dim)
+    const double *log_density;   // (block,)
+    void *all_grad;              // (chains, dim)
+    double *all_log_density;     // (chains,)
 };
 
 double log_add_exp(double a, double b) {
@@ -299,6 +314,33 @@ int64_t carry_on(const State *s, Walk *w, int64_t count, int64_t room, const dou
     return left;
 }
 
+// Leapfrog steps of all chains, ``steps`` or fewer, with the uniform numbers of each, (steps, chains, 4): to the end of that
+// tree after which Python has something to do, or for ``patience`` seconds. How many were made; -1 if a gradient failed.
+template <class T>
+int64_t go(const State *s, Walk *w, const Gradient *g, int64_t steps, int64_t room, const double *draws, double patience) {
+    const auto begun = std::chrono::steady_clock::now();
+    const int64_t dim = s->dim, most = room - s->chains;
+    w->left = 0;
+    for (int64_t step = 0; step < steps;) {
+        leap<T>(s);
+        for (int64_t from = 0; from < s->chains; from += g->block) {
+            const int64_t rows = std::min(g->block, s->chains - from);
+            if (!std::any_of(s->active + from, s->active + from + rows, [](uint8_t active) { return active; })) continue;
+            const T *position = static_cast<const T *>(s->leaf) + from * dim;
+            std::memcpy(g->position, position, rows * dim * sizeof(T));  // what is in the block's other rows touches none of these
+            if (g->run(g->calls, g->count)) return -1;
+            std::memcpy(static_cast<T *>(g->all_grad) + from * dim, g->grad, rows * dim * sizeof(T));
+            std::memcpy(g->all_log_density + from, g->log_density, rows * sizeof(double));
+        }
+        const double *draw = draws + 4 * s->chains * step++;
+        const int64_t count = settle<T>(s, draw, static_cast<const T *>(g->all_grad), g->all_log_density);
+        if (count) w->left = carry_on<T>(s, w, count, room, draw);
+        if (w->left || w->ended > most || w->resting == s->chains) return step;
+        if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count() > patience) return step;
+    }
+    return steps;
+}
+
 template <class T>
 void begin(const State *s, int64_t count, const int64_t *rows, const T *momenta, const double *draws) {
     for (int64_t i = 0; i < count; ++i) Chain<T>(*s, rows[i]).begin(momenta + i * s->dim, draws[4 * rows[i] + 2]);
@@ -317,6 +359,10 @@ void begin(const State *s, int64_t count, const int64_t *rows, const T *momenta,
     }                                                                                                             \
     extern "C" int64_t carry_on_##NAME(const State *s, Walk *w, int64_t count, int64_t room, const double *draws) { \
         return carry_on<T>(s, w, count, room, draws);                                                             \
+    }                                                                                                             \
+    extern "C" int64_t go_##NAME(const State *s, Walk *w, const Gradient *g, int64_t steps, int64_t room,         \
+                                 const double *draws, double patience) {                                          \
+        return go<T>(s, w, g, steps, room, draws, patience);                                                      \
     }
 
 ENTRIES(float, float32)

@@ -1,0 +1,118 @@
+"""Chains of NUTS in groups, each in a thread of its own: between two pauses none waits for another.
+
+That pays where a walk spends its time in C++, which needs no interpreter. A chain's draws don't depend on its group: numbers
+come by chain and step, gradients in the same blocks, and after a pause all groups go on from the same step.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from bnn_pyro.inference.metric import GradientCall, Metric
+from bnn_pyro.inference.walk import Ended, Walk
+
+_WAITING = 8  # batches of each group that wait to be yielded
+_PATIENCE = 0.1  # seconds between two looks whether anybody still wants them
+
+
+def shares(gradient: GradientCall, position: Tensor, threads: int) -> list[slice]:
+    """Chains of each group: as many blocks in one as in another, give or take one; all in one where C++ cannot take gradients.
+
+    Args:
+        position: (chains, dim)
+        threads: Groups, at most.
+    """
+    recorded = getattr(gradient, "recorded", None)
+    if threads < 2 or recorded is None or len(position) <= gradient.block or recorded(position) is None:  # type: ignore[attr-defined]
+        return [slice(0, len(position))]
+    block: int = gradient.block  # type: ignore[attr-defined]
+    parts = torch.arange(0, len(position), block).tensor_split(threads)
+    starts = [int(part[0]) for part in parts if len(part)]
+    return [slice(*pair) for pair in zip(starts, [*starts[1:], len(position)], strict=True)]
+
+
+class Groups:
+    """Walks of consecutive chains, as one.
+
+    Args:
+        walks: With the same metric, at the same step.
+    """
+
+    def __init__(self, walks: list[Walk]):
+        self.walks = walks
+        counts = torch.tensor([len(walk.transition) for walk in walks])
+        self._first = [int(first) for first in counts.cumsum(0) - counts]
+
+    @property
+    def metric(self) -> Metric:
+        return self.walks[0].trees.metric
+
+    @property
+    def step_size(self) -> Tensor:
+        """(chains,)"""
+        return torch.cat([walk.trees.step_size for walk in self.walks])
+
+    def use(self, metric: Metric, longer: Tensor) -> None:
+        """Another metric, in whose units steps are ``longer`` () times as long; dual averaging begins anew."""
+        for walk in self.walks:
+            walk.averaging.restart(walk.averaging.average * longer)
+            walk.trees.use(metric, walk.averaging.step_size)
+
+    def to(self, pause: int, should_stop: Callable[[], bool]) -> Iterator[Ended]:
+        """As ``Walk.to``."""
+        if len(self.walks) == 1:
+            yield from self.walks[0].to(pause, should_stop)
+            return
+        yield from self._in_threads(pause, should_stop)
+        uniforms = [walk.trees.uniforms for walk in self.walks]
+        latest = max(numbers.step for numbers in uniforms)
+        for numbers in uniforms:
+            numbers.go_to(latest)
+
+    def _in_threads(self, pause: int, should_stop: Callable[[], bool]) -> Iterator[Ended]:
+        ready: queue.Queue[Ended | BaseException | None] = queue.Queue(_WAITING * len(self.walks))
+        over = threading.Event()
+        stop = lambda: over.is_set() or should_stop()
+
+        def hand_over(what: Ended | BaseException | None) -> None:
+            while not over.is_set():
+                try:
+                    ready.put(what, timeout=_PATIENCE)
+                except queue.Full:
+                    continue
+                return
+
+        def work(walk: Walk, first: int) -> None:
+            try:
+                torch.set_num_threads(1)
+                with torch.no_grad():
+                    for ended in walk.to(pause, stop):
+                        hand_over(ended._replace(rows=ended.rows + first))
+                hand_over(None)
+            except BaseException as error:  # which is raised where the walk is waited for
+                hand_over(error)
+
+        threads = [
+            threading.Thread(target=work, args=pair, daemon=True) for pair in zip(self.walks, self._first, strict=True)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            going = len(threads)
+            while going:
+                what = ready.get()
+                if isinstance(what, BaseException):
+                    raise what
+                if what is None:
+                    going -= 1
+                else:
+                    yield what
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
