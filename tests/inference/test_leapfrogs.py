@@ -3,9 +3,9 @@
 import pytest
 import torch
 from batched_targets import F64, correlated, normal
+from traced import Traced, made
 
 from bnn_pyro import replay
-from bnn_pyro.inductor import trace_in_place
 from bnn_pyro.inference import hmc_run
 from bnn_pyro.inference.hmc_run import Leapfrogs, State
 from bnn_pyro.inference.metric import Metric, leapfrog
@@ -13,20 +13,6 @@ from bnn_pyro.inference.metric import Metric, leapfrog
 CHAINS, DIM = 5, 3
 GRADIENT = normal(torch.tensor([0.5, 1.0, 2.0], dtype=F64))
 MASS = correlated(DIM, seed=1)
-traced = []
-
-
-class Traced:
-    def __init__(self, function, device, fuses):
-        assert fuses
-        self.function, self.code = function, None
-        traced.append(self)
-
-    def __call__(self):
-        if self.code is None:
-            self.code = trace_in_place(self.function)
-        else:
-            self.code()
 
 
 @pytest.fixture(params=["cpu", "device", "traced"])
@@ -34,7 +20,7 @@ def place(request, monkeypatch):
     if request.param != "cpu":
         monkeypatch.setattr(replay, "waits", lambda _: False)
     if request.param == "traced":
-        traced.clear()
+        made.clear()
         monkeypatch.setattr(hmc_run, "Replay", Traced)
     return request.param
 
@@ -57,7 +43,7 @@ def test_they_are_single_steps_whatever_metric_follows(place):
         for a, b in zip((*end, momentum_there), (now[0], now[2], density, now[1]), strict=True):
             assert torch.allclose(a, b, rtol=1e-12)
     if place == "traced":
-        assert len(traced) == 2  # a metric that became dense is another graph
+        assert len(made) == 2  # a metric that became dense is another graph
 
 
 def test_energy_is_kept_to_the_order_of_the_step(place):

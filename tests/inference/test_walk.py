@@ -11,9 +11,9 @@ from batched_targets import F64, TARGETS, correlated, padded
 from broken_trees import use_broken_trees
 from plain_walk import PlainWalk
 from torch.utils._python_dispatch import TorchDispatchMode
+from traced import Traced, made
 
 from bnn_pyro import native, replay
-from bnn_pyro.inductor import trace_in_place
 from bnn_pyro.inference import native_trees, native_walk, random_tables
 from bnn_pyro.inference import walk as walk_module
 from bnn_pyro.inference.adaptation import Moments
@@ -135,24 +135,6 @@ def test_torchs_walk_makes_those_of_a_plain_one(name, warmup, look, device, monk
     assert not other[2].trees.active.any() and (other[2].transition == PAUSES[-1]).all()
 
 
-class Traced:
-    """As for a device, which compiles what the first call traces."""
-
-    def __init__(self, function, device, fuses):
-        assert fuses
-        self.function, self.code = function, None
-        made.append(self)
-
-    def __call__(self):
-        if self.code is None:
-            self.code = trace_in_place(self.function)
-        else:
-            self.code()
-
-
-made = []
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_an_iteration_that_was_traced_makes_them_too(name, monkeypatch):
     """Once, though metric and step sizes are replaced on the way: no number on the host has got into it."""
@@ -162,7 +144,7 @@ def test_an_iteration_that_was_traced_makes_them_too(name, monkeypatch):
     monkeypatch.setattr(walk_module, "Replay", Traced)
     made.clear()
     other = walked(Walk, name, trees=Trees)
-    assert len(made) == 1 and made[0].code is not None
+    assert len(made) == 1 and made[0].graph is not None
     assert_alike(one, other)
 
 
