@@ -88,7 +88,13 @@ class Gradient:
         """The calls that a block's gradient comes down to, where these can be made without Python; z (c, dim) is an example."""
         if not isinstance(self.code, Compiled) or self.y is not None or z.device.type != "cpu":
             return None
-        return record(self.code.code, padded(z[: self.block].to(self.dtype), self.block), *self.code.tensors)
+        made = record(self.code.code, padded(z[: self.block].to(self.dtype), self.block), *self.code.tensors)
+        if made is None:
+            return None
+        grad, density = made.results
+        as_expected = grad.shape == made.argument.shape and grad.dtype == self.dtype
+        as_expected &= density.shape == grad.shape[:1] and density.dtype == torch.float64 and density.is_contiguous()
+        return made if as_expected else None
 
 
 def threads_for(target: Target) -> int | None:

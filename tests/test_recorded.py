@@ -12,9 +12,11 @@ import torch
 
 import bnn_pyro as bnn
 import problems
+from bnn_pyro import compiled as compiled_module
 from bnn_pyro import native, recorded
-from bnn_pyro.compiled import compile_for_groups, compile_gradient
+from bnn_pyro.compiled import Gradient, compile_for_groups, compile_gradient
 from bnn_pyro.inductor import inductor
+from bnn_pyro.inference import native_walk
 from bnn_pyro.isolation import isolated
 from bnn_pyro.recorded import record
 from problems import PROBLEMS
@@ -164,3 +166,34 @@ def test_blocks_are_small_only_where_calls_can_be_recorded(monkeypatch):
     other = bnn.fit(bnn.BNN(cumulative), X, REAL, inference="prior", draws=2, dtype="float64").target
     made = compile_for_groups(other, problems.points(other, 3), "inductor")
     assert made.backend == "inductor" and made.block > 2
+
+
+def test_a_gradient_may_lie_column_by_column(monkeypatch):
+    def regression(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([60]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    x = torch.randn(60, 60, generator=GENERATOR)
+    settings = {"inference": "nuts", "backend": "inductor", "warmup": 30, "draws": 10, "progress": False}
+    posterior = bnn.fit(bnn.BNN(regression), x, x[:, 0], **settings)
+    with isolated(0, torch.float32):
+        points = problems.points(posterior.target, 3).float()
+        made = compile_gradient(posterior.target, points, "inductor", block=2).recorded(points)
+        assert not made.results[0].is_contiguous()
+    monkeypatch.setattr(Gradient, "recorded", lambda self, z: made)  # so that the block stays
+    monkeypatch.setattr(native_walk.NativeWalk, "_record", lambda self: None)
+    assert torch.equal(posterior.draws.z, bnn.fit(bnn.BNN(regression), x, x[:, 0], **settings).draws.z)
+
+
+@pytest.mark.parametrize(
+    "results", [lambda g, d: (g.double(), d), lambda g, d: (g, d.float()), lambda g, d: (g[:, 1:], d)]
+)
+def test_results_of_another_kind_are_not_used(results, monkeypatch):
+    target, points = zoo("linear", "float32")
+    with isolated(0, torch.float32):
+        gradient = compile_gradient(target, points, "inductor", block=2)
+        made = gradient.recorded(points)
+        made.results = results(*made.results)
+        monkeypatch.setattr(compiled_module, "record", lambda *args: made)
+        assert gradient.recorded(points) is None

@@ -115,4 +115,5 @@ class Groups:
         finally:
             over.set()
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # it has begun
+                    thread.join()

@@ -43,7 +43,7 @@ class GradientState(ctypes.Structure):
 
     _fields_: ClassVar = [
         *((name, ctypes.c_void_p) for name in ("run", "calls")),
-        *((name, ctypes.c_int64) for name in ("count", "block")),
+        *((name, ctypes.c_int64) for name in ("count", "block", "row", "column")),
         *((name, ctypes.c_void_p) for name in ("position", "grad", "log_density", "all_grad", "all_log_density")),
     ]
 
@@ -84,12 +84,12 @@ class NativeWalk(Walk):
         (grad, log_density), state = made.results, GradientState()
         state.run = ctypes.cast(runner(), ctypes.c_void_p)
         state.calls, state.count, state.block = made.calls, made.count, len(made.argument)
+        state.row, state.column = grad.stride()
         all_grad, all_log_density = torch.empty_like(self.trees.position), torch.empty_like(self.trees.energy)
         tensors = (made.argument, grad, log_density, all_grad, all_log_density)
         for name, tensor in zip(
             ("position", "grad", "log_density", "all_grad", "all_log_density"), tensors, strict=True
         ):
-            assert tensor.is_contiguous()
             setattr(state, name, tensor.data_ptr())
         self._recorded = made, tensors  # kept, as the library has addresses only
         return state

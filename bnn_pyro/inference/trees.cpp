@@ -60,8 +60,9 @@ struct Gradient {
     int64_t (*run)(const void *, int64_t);
     const void *calls;
     int64_t count, block;
+    int64_t row, column;         // numbers from one row of grad to the next, and from one column
     void *position;              // (block, dim)
-    const void *grad;            // (block, dim)
+    const void *grad;            // (block, dim); compiled code may lay it column by column
     const double *log_density;   // (block,)
     void *all_grad;              // (chains, dim)
     double *all_log_density;     // (chains,)
@@ -329,7 +330,10 @@ int64_t go(const State *s, Walk *w, const Gradient *g, int64_t steps, int64_t ro
             const T *position = static_cast<const T *>(s->leaf) + from * dim;
             std::memcpy(g->position, position, rows * dim * sizeof(T));  // what is in the block's other rows touches none of these
             if (g->run(g->calls, g->count)) return -1;
-            std::memcpy(static_cast<T *>(g->all_grad) + from * dim, g->grad, rows * dim * sizeof(T));
+            const T *grad = static_cast<const T *>(g->grad);
+            T *all_grad = static_cast<T *>(g->all_grad) + from * dim;
+            for (int64_t i = 0; i < rows; ++i)
+                for (int64_t j = 0; j < dim; ++j) all_grad[i * dim + j] = grad[i * g->row + j * g->column];
             std::memcpy(g->all_log_density + from, g->log_density, rows * sizeof(double));
         }
         const double *draw = draws + 4 * s->chains * step++;
