@@ -43,10 +43,15 @@ Caller caller(int64_t count, std::index_sequence<N...>) {
 extern "C" int64_t run_calls(const Call *calls, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         const Call &c = calls[i];
-        if (!c.checked)
-            caller(c.count, std::make_index_sequence<MOST + 1>())(c.function, c.arguments);
-        else if (reinterpret_cast<int32_t (*)(void *, void *, void *)>(c.function)(c.arguments[0], c.arguments[1], c.arguments[2]))
+        if (!c.checked) {
+            try {
+                caller(c.count, std::make_index_sequence<MOST + 1>())(c.function, c.arguments);
+            } catch (...) {  // kernels check what they look up; nothing may be thrown at Python
+                return i + 1;
+            }
+        } else if (reinterpret_cast<int32_t (*)(void *, void *, void *)>(c.function)(c.arguments[0], c.arguments[1], c.arguments[2])) {
             return i + 1;
+        }
     }
     return 0;
 }

@@ -27,7 +27,7 @@ from bnn_pyro.errors import warn
 from bnn_pyro.graphs import normal_priors, trace
 from bnn_pyro.inductor import Compiled, inductor, sentence, try_compiler
 from bnn_pyro.pace import FasterThreads
-from bnn_pyro.recorded import Recorded, record
+from bnn_pyro.recorded import Recorded, can_record, record
 from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills
 from bnn_pyro.target import Target
@@ -180,7 +180,8 @@ def compile_for_groups(
     Without Python in between, a block of one chain takes a chain as little time as a larger one, but for the smallest.
     """
     work = target.dim * target.n
-    if backend == "inductor" or (backend == "auto" and work >= COMPILE_FROM):
+    compiles = backend == "inductor" or (backend == "auto" and work >= COMPILE_FROM)
+    if compiles and can_record():
         made = compile_gradient(target, points, backend, y, **{**options, "block": 1 if work >= ALONE_FROM else 2})
         if made.recorded(points) is not None:
             return made

@@ -10,6 +10,7 @@ what the function gives.
 from __future__ import annotations
 
 import ctypes
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,7 @@ def record(code: Any, example: Tensor, *held: Tensor) -> Recorded | None:
 
     On one thread, which is what they are to be made on.
     """
-    if native.load(SOURCE) is None:
+    if not can_record():
         return None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -85,15 +86,19 @@ def record(code: Any, example: Tensor, *held: Tensor) -> Recorded | None:
                 argument.copy_(example * scale + 0.1)
                 made()
                 expected = code([argument.clone(), *held])
-                if not all(
-                    torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(made.results, expected, strict=True)
-                ):
-                    return None
+                for ours, its in zip(made.results, expected, strict=True):
+                    if not torch.allclose(ours, its, rtol=0.0, atol=0.0, equal_nan=True):
+                        return None
         return made
     except Exception:  # another torch makes its code another way, or has it do what is not recorded
         return None
     finally:
         torch.set_num_threads(threads)
+
+
+def can_record() -> bool:
+    """Whether this machine has what makes the calls."""
+    return native.load(SOURCE) is not None
 
 
 def runner() -> Any:
@@ -189,7 +194,8 @@ class _Types:
 
 
 def _torch_library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+    name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
+    return ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / name))
 
 
 _capsule_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))

@@ -89,6 +89,7 @@ class Groups:
 
         def work(walk: Walk, first: int) -> None:
             try:
+                torch.get_num_threads()  # torch would set a thread that has not asked to its usual number later on
                 torch.set_num_threads(1)
                 with torch.no_grad():
                     for ended in walk.to(pause, stop):
