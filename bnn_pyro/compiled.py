@@ -42,6 +42,7 @@ BLOCK_SPILL = 200_000_000  # bytes that a block of a sampler of many chains may 
 FEW_CHAINS, MANY_CHAINS = 4, 64  # in a block
 ROOM = 2  # times the sampler's usual chains that a block may hold: chains that are not there cost as much as those that are
 WORK_PER_THREAD = 250_000  # dim * rows * chains of a block: another thread has to be worth waking up
+SHARES = 8  # threads that a sampler of many chains has blocks of recorded calls for, in its usual number of chains
 ALONE_FROM = 20_000  # dim * rows: from here on, a chain is work enough for a block of recorded calls
 HELD_BYTES = 32 * 2**20 - 2**16  # the most whose release teaches glibc anything
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
@@ -56,7 +57,7 @@ class Gradient:
     ``backend`` is what runs: ``"inductor"``, ``"eager"`` (the graph as it is) or ``"pyro"`` (the program itself, chain by
     chain); ``reason`` says why a faster one is not. With ``y``, chain i has targets ``y[i]`` of its own. ``threads`` is how
     many are worth their while, at most; None for as many as torch is set to. ``graph`` is what inductor compiled to ``code``,
-    which ``call`` calls.
+    which ``call`` calls. ``in_groups``: chains are for threads to share, each of which makes calls of its own (``recorded``).
     """
 
     call: Call
@@ -68,6 +69,7 @@ class Gradient:
     threads: int | None = 1
     graph: Call | None = None
     code: Any = None
+    in_groups: bool = False
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.to(self.dtype).contiguous()  # compiled code takes it as it lies
@@ -175,16 +177,18 @@ def compile_gradient(
 def compile_for_groups(
     target: Target, points: Tensor, backend: str = "auto", y: Tensor | None = None, **options: Any
 ) -> Gradient:
-    """``compile_gradient`` in blocks of a chain or two, for threads to have one each, if its calls can be recorded.
+    """``compile_gradient`` in blocks of a few chains, for threads to have some each, if its calls can be recorded.
 
-    Without Python in between, a block of one chain takes a chain as little time as a larger one, but for the smallest.
+    Without Python in between, a chain takes nearly as little time in a block of a few as in a larger one: alone, but for the
+    smallest problems.
     """
     work = target.dim * target.n
     compiles = backend == "inductor" or (backend == "auto" and work >= COMPILE_FROM)
     if compiles and can_record():
-        made = compile_gradient(target, points, backend, y, **{**options, "block": 1 if work >= ALONE_FROM else 2})
+        few = max(options.get("chains", FEW_CHAINS) // SHARES, 1 if work >= ALONE_FROM else 2)
+        made = compile_gradient(target, points, backend, y, **{**options, "block": few})
         if made.recorded(points) is not None:
-            return made
+            return replace(made, in_groups=True)
     return compile_gradient(target, points, backend, y, **options)
 
 

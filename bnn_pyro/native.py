@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -87,8 +88,15 @@ def _compiler() -> list[str]:
 
 def _key(source: Path, compiler: list[str]) -> str:
     version = _run([*compiler, "--version"]).stdout.partition("\n")[0]
-    parts = (source.read_text(encoding="utf-8"), FLAGS, compiler, version, platform.machine(), _processor())
+    parts = (_texts(source), FLAGS, compiler, version, platform.machine(), _processor())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def _texts(source: Path) -> list[str]:
+    """Of the file and of the headers beside it that it includes."""
+    text = source.read_text(encoding="utf-8")
+    headers = re.findall(r'^#include "(.+)"', text, re.MULTILINE)
+    return [text, *(source.with_name(header).read_text(encoding="utf-8") for header in headers)]
 
 
 def _processor() -> list[str]:

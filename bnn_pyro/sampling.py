@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from bnn_pyro import native, recorded
 from bnn_pyro.compiled import Gradient, compile_for_groups, compile_gradient, threads_for, warn_of_backend
 from bnn_pyro.devices import chains_at_once, memory_of
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import warn
-from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES
+from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES, native_leapfrogs, native_trees
 from bnn_pyro.inference.hmc_run import run_hmc
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
-from bnn_pyro.inference.native_trees import begin_trees, tree_kind
+from bnn_pyro.inference.native_trees import tree_kind
 from bnn_pyro.inference.nuts_run import run_nuts
 from bnn_pyro.interrupts import watch_interrupts
 from bnn_pyro.isolation import derive_seed, isolated
@@ -34,12 +35,16 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
     began, on_cpu, allowed = time.perf_counter(), target.device.type == "cpu", torch.get_num_threads()
     with transitions_bar(method, progress) as bar:
         bar.set_description("compiling")
-        if isinstance(method, NUTS):
-            begin_trees(target.device, target.dtype)
+        if on_cpu:
+            for source in (
+                recorded.SOURCE,
+                native_trees.SOURCE if isinstance(method, NUTS) else native_leapfrogs.SOURCE,
+            ):
+                native.begin(source)  # while other work goes on
         with isolated(derive_seed(seed, "check"), target.dtype, threads=threads_for(target)):
             points = torch.randn(3, target.dim, dtype=target.dtype, device=target.device) * 0.5
             block = None if on_cpu else chains_at_once(target, points[0], method, memory_of(target.device))
-            compile_ = compile_for_groups if on_cpu and isinstance(method, NUTS) else compile_gradient
+            compile_ = compile_for_groups if on_cpu else compile_gradient
             gradient = compile_(target, points, backend, block=block, chains=type(method).chains)
         info: dict[str, Any] = {"backend": gradient.backend, "backend_reason": gradient.reason}
         if isinstance(method, NUTS):
@@ -55,7 +60,9 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         if given is not None:  # not the noise that led there
             seed = derive_seed(seed, "onward", given[0].cpu().numpy().tobytes().hex())
         started = time.perf_counter()
-        with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=gradient.threads):
+        # torch's other threads, once they have worked, keep a processor busy for a while, waiting for more
+        torch_threads = 1 if gradient.in_groups else gradient.threads
+        with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=torch_threads):
             recording = Recording(method, target.dim, target.dtype, interrupts, bar, Watch(target))
             adaptation = run(gradient, starts, method, seed, recording, allowed)
         recording.close()
@@ -86,7 +93,7 @@ def run(
         if isinstance(method, NUTS):
             return run_nuts(gradient, starts, method, seed, recorder, threads)
         assert isinstance(method, HMC | ChEES), "make_method knows no other"
-        return run_hmc(gradient, starts, method, seed, recorder)
+        return run_hmc(gradient, starts, method, seed, recorder, threads)
 
 
 def transitions_bar(method: MCMC, progress: bool) -> tqdm:

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+import bnn_pyro as bnn
 from bnn_pyro import native, recorded
-from bnn_pyro.inference import native_trees, native_walk
+from bnn_pyro.inference import native_leapfrogs, native_trees, native_walk
 from bnn_pyro.inference.metric import Metric
-from bnn_pyro.inference.native_trees import begin_trees, make_trees, tree_kind
+from bnn_pyro.inference.native_trees import make_trees, tree_kind
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.noise import Noise
 
@@ -177,14 +178,25 @@ def test_a_compiler_that_does_not_know_this_machine_builds_without(source, tmp_p
 
 
 @needs_compiler
-def test_trees_are_begun_where_they_will_be_native(monkeypatch):
+@pytest.mark.parametrize(("method", "own"), [("nuts", native_trees.SOURCE), ("hmc", native_leapfrogs.SOURCE)])
+def test_a_sampler_begins_to_build_what_it_will_use(method, own, monkeypatch):
     begun = []
     monkeypatch.setattr(native, "begin", begun.append)
-    begin_trees(torch.device("cpu"), torch.float16)
-    begin_trees(torch.device("cuda"), torch.float32)
-    assert not begun
-    begin_trees(torch.device("cpu"), torch.float32)
-    assert begun == [native_trees.SOURCE, recorded.SOURCE]
+    x = torch.linspace(-1, 1, 8)[:, None]
+    options = {"backend": "eager", "warmup": 0, "draws": 2, "progress": False}
+    if method == "hmc":
+        options["trajectory_length"] = 0.5
+    bnn.fit(bnn.get_model("linear"), x, x[:, 0], inference=method, **options)
+    assert begun == [recorded.SOURCE, own]
+
+
+@needs_compiler
+def test_a_header_that_changed_is_built_anew(source):
+    source.write_text('#include "number.h"\n' + ANSWER.format("NUMBER"))
+    for number in (1, 2):
+        source.with_name("number.h").write_text(f"#define NUMBER {number}")
+        forget()
+        assert native.load(source).answer() == number
 
 
 def test_trees_are_native_on_a_cpu_in_either_precision_and_torchs_elsewhere():

@@ -72,7 +72,7 @@ def test_wheel_holds_the_package_and_its_models_and_nothing_else(built):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"bnn_pyro"}
     in_zoo = {Path(name).stem for name in names if name.startswith("bnn_pyro/zoo/")} - {"__init__"}
     assert in_zoo == set(MODELS)
-    sources = [path for kind in ("*.py", "*.cpp") for path in (ROOT / "bnn_pyro").rglob(kind)]
+    sources = [path for kind in ("*.py", "*.cpp", "*.h") for path in (ROOT / "bnn_pyro").rglob(kind)]
     package = {path.relative_to(ROOT).as_posix() for path in sources}
     assert package <= set(names)
 

@@ -1,6 +1,6 @@
-"""Chains of NUTS in groups, each in a thread of its own: between two pauses none waits for another.
+"""Chains in groups, each in a thread of its own, and NUTS's: between two pauses none of these waits for another.
 
-That pays where a walk spends its time in C++, which needs no interpreter. A chain's draws don't depend on its group: numbers
+That pays where a group spends its time in C++, which needs no interpreter. A chain's draws don't depend on its group: numbers
 come by chain and step, gradients in the same blocks, and after a pause all groups go on from the same step.
 """
 
@@ -27,13 +27,18 @@ def shares(gradient: GradientCall, position: Tensor, threads: int) -> list[slice
         position: (chains, dim)
         threads: Groups, at most.
     """
-    recorded = getattr(gradient, "recorded", None)
-    if threads < 2 or recorded is None or len(position) <= gradient.block or recorded(position) is None:  # type: ignore[attr-defined]
+    in_groups, block = getattr(gradient, "in_groups", False), getattr(gradient, "block", 1)
+    if threads < 2 or not in_groups or len(position) <= block:
         return [slice(0, len(position))]
-    block: int = gradient.block  # type: ignore[attr-defined]
     parts = torch.arange(0, len(position), block).tensor_split(threads)
     starts = [int(part[0]) for part in parts if len(part)]
     return [slice(*pair) for pair in zip(starts, [*starts[1:], len(position)], strict=True)]
+
+
+def work_alone() -> None:
+    """Has torch use no other thread beside this one, which is new, for what this one does."""
+    torch.get_num_threads()  # a thread that has not asked would be set to torch's usual number later on
+    torch.set_num_threads(1)
 
 
 class Groups:
@@ -89,8 +94,7 @@ class Groups:
 
         def work(walk: Walk, first: int) -> None:
             try:
-                torch.get_num_threads()  # torch would set a thread that has not asked to its usual number later on
-                torch.set_num_threads(1)
+                work_alone()
                 with torch.no_grad():
                     for ended in walk.to(pause, stop):
                         hand_over(ended._replace(rows=ended.rows + first))

@@ -8,6 +8,7 @@ what an iteration did comes to the host while the next one is under way.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,15 @@ from bnn_pyro import replay
 from bnn_pyro.inference.adaptation import Moments, first_settings, stretch, windows
 from bnn_pyro.inference.figures import stacked, unstacked
 from bnn_pyro.inference.hmc import HMC, ChEES
+from bnn_pyro.inference.leapfrogs import Leapfrogs, State
 from bnn_pyro.inference.lengths import LengthAdaptation, Trajectory, halton
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
-from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, Metric, fuses, leapfrog, log_acceptance
+from bnn_pyro.inference.metric import DIVERGENCE, GradientCall, log_acceptance
+from bnn_pyro.inference.native_leapfrogs import make_leapfrogs
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.inference.step_sizes import SharedStep
 from bnn_pyro.noise import Noise
-from bnn_pyro.replay import OnItsWay, Replay
+from bnn_pyro.replay import OnItsWay
 
 
 class Info(NamedTuple):
@@ -38,23 +41,36 @@ class Info(NamedTuple):
     step_size: Tensor
 
 
-def run_hmc(gradient: GradientCall, position: Tensor, method: HMC | ChEES, seed: int, recorder: Recorder) -> Adaptation:
+def run_hmc(
+    gradient: GradientCall,
+    position: Tensor,
+    method: HMC | ChEES,
+    seed: int,
+    recorder: Recorder,
+    threads: int = 1,
+) -> Adaptation:
     """Runs ``method.transitions`` of every chain into ``recorder``; what warmup learnt. Arguments as in ``run_nuts``."""
+    metric, step_sizes = first_settings(gradient, position, method, seed)
+    with closing(make_leapfrogs(metric, gradient, position, threads)) as leapfrogs:
+        return _run(leapfrogs, position, step_sizes.median(), method, seed, recorder)
+
+
+def _run(
+    leapfrogs: Leapfrogs, position: Tensor, step_size: Tensor, method: HMC | ChEES, seed: int, recorder: Recorder
+) -> Adaptation:
     chains, dim = position.shape
-    device = position.device
+    device, metric = position.device, leapfrogs.metric
     everyone = torch.arange(chains, device=device)
     uniforms = Uniforms(Noise(seed, method.name, device), everyone)
     momenta = Momenta(Noise(seed, "momentum", device), everyone, dim, position.dtype)
-    metric, step_sizes = first_settings(gradient, position, method, seed)
-    step_size = step_sizes.median()
     length = _first_length(method, step_size)
     averaging = SharedStep(step_size, method.target_accept)
     lengths = LengthAdaptation(length) if isinstance(method, ChEES) else None
     moments = Moments(chains, dim, method.dense_mass, device)
     usual = torch.ones_like(everyone, dtype=torch.bool)
     schedule = windows(method.warmup)
-    state = State(position, *gradient(position))
-    leapfrogs, reports = Leapfrogs(metric, gradient), Reports(recorder, chains)
+    state = State(position, *leapfrogs.gradient(position))
+    reports = Reports(recorder, chains)
     for i in range(method.transitions):
         if recorder.should_stop():
             break
@@ -103,55 +119,6 @@ def _first_length(method: HMC | ChEES, step_size: Tensor) -> Tensor:
     if method.adaptation is not None and method.adaptation.trajectory_length is not None:
         return method.adaptation.trajectory_length
     return torch.tensor(math.pi / 2, dtype=torch.float64) if isinstance(method, HMC) else step_size
-
-
-class State(NamedTuple):
-    """Of all chains: position and gradient (c, dim), log density (c,) float64."""
-
-    position: Tensor
-    grad: Tensor
-    log_density: Tensor
-
-
-class Leapfrogs:
-    """Leapfrog steps of all chains in one metric."""
-
-    def __init__(self, metric: Metric, gradient: GradientCall):
-        self.metric, self.gradient = metric, gradient
-        self._replay: Replay | None = None
-        self._now: tuple[Tensor, ...] = ()
-        self._dense = metric.dense
-
-    def __call__(self, state: State, momentum: Tensor, step: Tensor, steps: int) -> tuple[State, Tensor]:
-        """Where ``steps`` of size ``step`` (c,) lead from state and momentum (c, dim), which stay as they are."""
-        now: tuple[Tensor, ...] = (*state, momentum, step)
-        if replay.waits(step.device):
-            for _ in range(steps):
-                now = self._after(*now)
-        else:
-            if self._replay is None or self._dense != self.metric.dense:
-                self._now = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in now)
-                self._dense = self.metric.dense
-                self._replay = Replay(self._go, step.device, fuses(self.gradient))
-            self._put(now)
-            for _ in range(steps):
-                self._replay()
-            now = tuple(t.clone() for t in self._now)
-        return State(*now[:3]), now[3]
-
-    def _go(self) -> None:
-        self._put(self._after(*self._now))
-
-    def _put(self, values: tuple[Tensor, ...]) -> None:
-        for own, value in zip(self._now, values, strict=True):
-            if own is not value:
-                own.copy_(value)
-
-    def _after(
-        self, position: Tensor, grad: Tensor, log_density: Tensor, momentum: Tensor, step: Tensor
-    ) -> tuple[Tensor, ...]:
-        position, grad, momentum, log_density = leapfrog(position, momentum, grad, step, self.metric, self.gradient)
-        return position, grad, log_density, momentum, step
 
 
 def transition(

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnn_pyro import native, recorded
+from bnn_pyro import native
 from bnn_pyro.inference.metric import GradientCall, Metric
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.inference.trees import POSITION, Info, Trees
@@ -145,13 +145,6 @@ def _plain(tensor: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
     if tensor.dtype == dtype and tensor.shape == shape and tensor.is_contiguous():
         return tensor
     return tensor.to(dtype).expand(shape).contiguous()
-
-
-def begin_trees(device: torch.device, dtype: torch.dtype) -> None:
-    """Starts to build what ``tree_kind`` needs, while other work goes on."""
-    if _has_native(device, dtype):
-        native.begin(SOURCE)
-        native.begin(recorded.SOURCE)
 
 
 def _has_native(device: torch.device, dtype: torch.dtype) -> bool:

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 
 from bnn_pyro.inference.figures import unstacked
+from bnn_pyro.inference.native_gradient import NativeGradient, native_gradient
 from bnn_pyro.inference.native_trees import NativeTrees
 from bnn_pyro.inference.step_sizes import GAMMA, KAPPA, T0, DualAveraging
 from bnn_pyro.inference.trees import Info, Trees
 from bnn_pyro.inference.walk import Ended, Walk
-from bnn_pyro.recorded import Recorded, runner
 
 _ROOM = 1024  # trees that wait to be yielded
 _NUMBERS = 2**19  # in their positions, at most
@@ -25,7 +25,8 @@ _PATIENCE = 0.1  # seconds that one waits; what is drawn does not depend on it
 
 _COUNTS = ("warmup", "until", "ahead", "ended", "resting", "left")
 _CONSTANTS = ("target", "gamma", "t0", "kappa")
-_ADDRESSES = ("normals", "root", "first", "transition", "centre", "averaging", "position", "figures", "chain", "number")
+_OWN = ("position", "figures", "chain", "number", "grad", "log_density")
+_ADDRESSES = ("normals", "root", "first", "transition", "centre", "averaging", *_OWN)
 
 
 class WalkState(ctypes.Structure):
@@ -35,16 +36,6 @@ class WalkState(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _COUNTS),
         *((name, ctypes.c_double) for name in _CONSTANTS),
         *((name, ctypes.c_void_p) for name in _ADDRESSES),
-    ]
-
-
-class GradientState(ctypes.Structure):
-    """Field by field as ``Gradient`` in ``trees.cpp``."""
-
-    _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("run", "calls")),
-        *((name, ctypes.c_int64) for name in ("count", "block", "row", "column")),
-        *((name, ctypes.c_void_p) for name in ("position", "grad", "log_density", "all_grad", "all_log_density")),
     ]
 
 
@@ -65,7 +56,8 @@ class NativeWalk(Walk):
         state.target, state.gamma, state.t0, state.kappa = averaging.target, GAMMA, T0, KAPPA
         state.first, state.transition = momenta.first.ctypes.data, self.transition.ctypes.data
         state.normals = momenta.table.data_ptr()
-        for name in ("position", "figures", "chain", "number"):
+        self._grad, self._log_density = torch.empty_like(trees.position), torch.empty_like(trees.energy)
+        for name in _OWN:
             setattr(state, name, getattr(self, f"_{name}").data_ptr())
         self._state, self._address = state, ctypes.addressof(state)
         self._carry_on = trees.function(
@@ -74,25 +66,7 @@ class NativeWalk(Walk):
         self._go = trees.function(
             "go", ctypes.c_int64, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2, ctypes.c_void_p, ctypes.c_double
         )
-        self._gradient = self._record()
-
-    def _record(self) -> GradientState | None:
-        recorded = getattr(self.trees.gradient, "recorded", None)
-        made: Recorded | None = recorded(self.trees.position) if recorded is not None else None
-        if made is None:
-            return None
-        (grad, log_density), state = made.results, GradientState()
-        state.run = ctypes.cast(runner(), ctypes.c_void_p)
-        state.calls, state.count, state.block = made.calls, made.count, len(made.argument)
-        state.row, state.column = grad.stride()
-        all_grad, all_log_density = torch.empty_like(self.trees.position), torch.empty_like(self.trees.energy)
-        tensors = (made.argument, grad, log_density, all_grad, all_log_density)
-        for name, tensor in zip(
-            ("position", "grad", "log_density", "all_grad", "all_log_density"), tensors, strict=True
-        ):
-            setattr(state, name, tensor.data_ptr())
-        self._recorded = made, tensors  # kept, as the library has addresses only
-        return state
+        self._gradient = native_gradient(trees.gradient, trees.position)
 
     def to(self, pause: int, should_stop: Callable[[], bool]) -> Iterator[Ended]:
         trees, state, chains = self.trees, self._state, len(self.transition)
@@ -122,14 +96,14 @@ class NativeWalk(Walk):
         now = trees.uniforms.now()
         return self._carry_on(trees.address, self._address, count, self._room, now.data_ptr())
 
-    def _many(self, gradient: GradientState) -> int:
+    def _many(self, gradient: NativeGradient) -> int:
         """The same of as many steps as C++ can make by itself."""
         uniforms = self.trees.uniforms
         coming = uniforms.coming()
         made = self._go(
             self.trees.address,
             self._address,
-            ctypes.addressof(gradient),
+            gradient.address,
             len(coming),
             self._room,
             coming.data_ptr(),

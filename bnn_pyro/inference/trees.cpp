@@ -8,15 +8,12 @@
 //     r += e/2 grad,  weigh, choose, look for turns      settle
 //
 // ``carry_on`` then does what walk.py does with the trees that ended, as far as it has the numbers to.
-//
-// Built without licence to reorder sums: results must not depend on how a compiler splits a loop.
 
-#include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
+
+#include "leapfrog.h"
 
 namespace {
 
@@ -40,7 +37,8 @@ struct State {
     int64_t *ended;              // (chains,), filled by settle
 };
 
-// Field by field ``WalkState`` in native_walk.py. Trees that ended wait in the last four, each with room for as many.
+// Field by field ``WalkState`` in native_walk.py. Trees that ended wait in position, figures, chain and number, which
+// have room for as many.
 struct Walk {
     int64_t warmup, until, ahead, ended, resting, left;
     double target, gamma, t0, kappa;
@@ -52,20 +50,8 @@ struct Walk {
     void *position;              // (room, dim)
     double *figures;             // (7, room): of Info
     int64_t *chain, *number;     // (room,)
-};
-
-// Field by field ``GradientState`` in native_walk.py: ``run(calls, count)`` takes a block of positions to gradients and log
-// densities, which are gathered for all chains.
-struct Gradient {
-    int64_t (*run)(const void *, int64_t);
-    const void *calls;
-    int64_t count, block;
-    int64_t row, column;         // numbers from one row of grad to the next, and from one column
-    void *position;              // (block, dim)
-    const void *grad;            // (block, dim); compiled code may lay it column by column
-    const double *log_density;   // (block,)
-    void *all_grad;              // (chains, dim)
-    double *all_log_density;     // (chains,)
+    void *grad;                  // (chains, dim) and
+    double *log_density;         // (chains,): room for gradients
 };
 
 double log_add_exp(double a, double b) {
@@ -94,12 +80,6 @@ double dot(const T *__restrict a, const T *__restrict b, int64_t dim) {
         for (int k = 0; k < 8; ++k) sums[k] += double(a[i + k]) * double(b[i + k]);
     for (int k = 0; i < dim; ++i, ++k) sums[k] += double(a[i]) * double(b[i]);
     return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-}
-
-// y += factor x
-template <class T>
-void add(T *__restrict y, T factor, const T *__restrict x, int64_t dim) {
-    for (int64_t i = 0; i < dim; ++i) y[i] += factor * x[i];
 }
 
 template <class T>
@@ -178,15 +158,9 @@ class Chain {
     double kinetic(const T *momentum) const { return 0.5 * dot(velocity(momentum), momentum, s.dim); }
 
     // M^-1 r; good until the next call.
-    const T *velocity(const T *__restrict momentum) const {
-        T *__restrict out = static_cast<T *>(s.velocity);
-        const T *__restrict mass = static_cast<const T *>(s.inverse_mass);
-        if (s.dense) {  // symmetric, so that rows may stand for columns
-            std::memset(out, 0, s.dim * sizeof(T));
-            for (int64_t i = 0; i < s.dim; ++i) add(out, momentum[i], mass + i * s.dim, s.dim);
-        } else {
-            for (int64_t i = 0; i < s.dim; ++i) out[i] = mass[i] * momentum[i];
-        }
+    const T *velocity(const T *momentum) const {
+        T *out = static_cast<T *>(s.velocity);
+        ::velocity(out, momentum, static_cast<const T *>(s.inverse_mass), s.dense, s.dim);
         return out;
     }
 
@@ -328,16 +302,10 @@ int64_t go(const State *s, Walk *w, const Gradient *g, int64_t steps, int64_t ro
             const int64_t rows = std::min(g->block, s->chains - from);
             if (!std::any_of(s->active + from, s->active + from + rows, [](uint8_t active) { return active; })) continue;
             const T *position = static_cast<const T *>(s->leaf) + from * dim;
-            std::memcpy(g->position, position, rows * dim * sizeof(T));  // what is in the block's other rows touches none of these
-            if (g->run(g->calls, g->count)) return -1;
-            const T *grad = static_cast<const T *>(g->grad);
-            T *all_grad = static_cast<T *>(g->all_grad) + from * dim;
-            for (int64_t i = 0; i < rows; ++i)
-                for (int64_t j = 0; j < dim; ++j) all_grad[i * dim + j] = grad[i * g->row + j * g->column];
-            std::memcpy(g->all_log_density + from, g->log_density, rows * sizeof(double));
+            if (gradients(g, rows, dim, position, static_cast<T *>(w->grad) + from * dim, w->log_density + from)) return -1;
         }
         const double *draw = draws + 4 * s->chains * step++;
-        const int64_t count = settle<T>(s, draw, static_cast<const T *>(g->all_grad), g->all_log_density);
+        const int64_t count = settle<T>(s, draw, static_cast<const T *>(w->grad), w->log_density);
         if (count) w->left = carry_on<T>(s, w, count, room, draw);
         if (w->left || w->ended > most || w->resting == s->chains) return step;
         if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count() > patience) return step;

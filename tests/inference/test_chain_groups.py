@@ -124,18 +124,15 @@ def test_threads_and_grad_mode_are_as_before(gradient):
 
 
 def test_a_normal_target_by_groups_has_its_moments(gradient, monkeypatch):
-    """A gradient that says it is recorded, and is called by Python: what matters here is who has which chain."""
+    """A gradient that is for groups, and is called by Python: what matters here is who has which chain."""
     scale = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
     target = normal(scale**2)
 
     class Marked:
-        block = 2
+        block, in_groups = 2, True
 
         def __call__(self, z):
             return target(z)
-
-        def recorded(self, z):
-            return object() if len(z) > 4 else None
 
     kept = Kept(8, 1500, 3, F64)
     start = torch.randn(8, 3, generator=GENERATOR, dtype=F64)

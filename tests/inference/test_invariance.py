@@ -12,7 +12,7 @@ import torch
 from batched_targets import F64, TARGETS, correlated, normals, run, settings
 from scipy import stats
 
-from bnn_pyro.inference import hmc_run, metric, nuts_run, random_tables, trees
+from bnn_pyro.inference import hmc_run, leapfrogs, metric, nuts_run, random_tables, trees
 from bnn_pyro.inference.metric import Metric
 from bnn_pyro.inference.random_tables import Momenta
 from bnn_pyro.inference.trees import Trees
@@ -116,7 +116,7 @@ def _drop_half_a_step(monkeypatch):
         grad, log_density = gradient(position)
         return position, grad, momentum + step[:, None] * grad, log_density
 
-    monkeypatch.setattr(hmc_run, "leapfrog", broken)
+    monkeypatch.setattr(leapfrogs, "leapfrog", broken)
 
 
 def _swap_the_mass(monkeypatch):

@@ -6,8 +6,8 @@ from batched_targets import F64, correlated, normal
 from traced import Traced, made
 
 from bnn_pyro import replay
-from bnn_pyro.inference import hmc_run
-from bnn_pyro.inference.hmc_run import Leapfrogs, State
+from bnn_pyro.inference import leapfrogs as module
+from bnn_pyro.inference.leapfrogs import Leapfrogs, State
 from bnn_pyro.inference.metric import Metric, leapfrog
 
 CHAINS, DIM = 5, 3
@@ -21,7 +21,7 @@ def place(request, monkeypatch):
         monkeypatch.setattr(replay, "waits", lambda _: False)
     if request.param == "traced":
         made.clear()
-        monkeypatch.setattr(hmc_run, "Replay", Traced)
+        monkeypatch.setattr(module, "Replay", Traced)
     return request.param
 
 

@@ -9,6 +9,7 @@ import torch
 from batched_targets import F64, TARGETS, Kept, normal, padded, run, settings
 
 from bnn_pyro.inference import hmc_run, native_walk
+from bnn_pyro.inference.leapfrogs import Leapfrogs, State
 from bnn_pyro.inference.metric import Metric, log_acceptance
 from bnn_pyro.inference.nuts_run import run_nuts
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
@@ -43,14 +44,14 @@ def test_hmc_refuses_all_but_finite_energies(old, new):
         return grad, torch.cat([torch.full((1,), -new, dtype=F64), log_density[1:]])
 
     grad, log_density = target(z)
-    state = hmc_run.State(z, grad, torch.cat([torch.full((1,), -old, dtype=F64), log_density[1:]]))
+    state = State(z, grad, torch.cat([torch.full((1,), -old, dtype=F64), log_density[1:]]))
     after, info, _ = hmc_run.transition(
         state,
         target.exact(2, seed=2),
         torch.full((2,), 1e-9, dtype=F64),  # takes whatever has a chance
         torch.tensor(0.1, dtype=F64),
         3,
-        hmc_run.Leapfrogs(Metric(torch.ones(2, dtype=F64)), gradient),
+        Leapfrogs(Metric(torch.ones(2, dtype=F64)), gradient),
     )
     taken = old == new == 1.5
     for before, now in zip(state, after):
