@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from bnn_pyro.errors import warn
 from bnn_pyro.graphs import normal_priors, trace
 from bnn_pyro.inductor import Compiled, inductor, sentence, try_compiler
 from bnn_pyro.pace import FasterThreads
-from bnn_pyro.recorded import Recorded, can_record, record
+from bnn_pyro.recorded import NotRecordable, Recorded, can_record, record, refuse_external
 from bnn_pyro.rows_last import rows_last
 from bnn_pyro.simplify import spell_fills
 from bnn_pyro.target import Target
@@ -43,6 +44,7 @@ FEW_CHAINS, MANY_CHAINS = 4, 64  # in a block
 ROOM = 2  # times the sampler's usual chains that a block may hold: chains that are not there cost as much as those that are
 WORK_PER_THREAD = 250_000  # dim * rows * chains of a block: another thread has to be worth waking up
 SHARES = 8  # threads that a sampler of many chains has blocks of recorded calls for, in its usual number of chains
+RECORDED_BYTES = 2**31  # that the calls of all threads may hold on to
 ALONE_FROM = 20_000  # dim * rows: from here on, a chain is work enough for a block of recorded calls
 HELD_BYTES = 32 * 2**20 - 2**16  # the most whose release teaches glibc anything
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, graph against program
@@ -57,7 +59,7 @@ class Gradient:
     ``backend`` is what runs: ``"inductor"``, ``"eager"`` (the graph as it is) or ``"pyro"`` (the program itself, chain by
     chain); ``reason`` says why a faster one is not. With ``y``, chain i has targets ``y[i]`` of its own. ``threads`` is how
     many are worth their while, at most; None for as many as torch is set to. ``graph`` is what inductor compiled to ``code``,
-    which ``call`` calls. ``in_groups``: chains are for threads to share, each of which makes calls of its own (``recorded``).
+    which ``call`` calls. ``groups``: threads that may share chains, each making calls of its own (``recorded``); 0 for none.
     """
 
     call: Call
@@ -69,7 +71,7 @@ class Gradient:
     threads: int | None = 1
     graph: Call | None = None
     code: Any = None
-    in_groups: bool = False
+    groups: int = 0
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.to(self.dtype).contiguous()  # compiled code takes it as it lies
@@ -129,6 +131,7 @@ def compile_gradient(
     y: Tensor | None = None,
     block: int | None = None,
     chains: int = FEW_CHAINS,
+    to_record: bool = False,
 ) -> Gradient:
     """The fastest form of ``target.log_density`` and its gradient that agrees with the program at ``points`` (k, dim).
 
@@ -138,6 +141,8 @@ def compile_gradient(
         y: Targets of each chain's own, (chains, n, ...), with at least k chains.
         block: Chains in a block; None for the rule.
         chains: The sampler's usual number, never this run's: see ``block_for``.
+        to_record: Not to be compiled if its calls cannot be ``recorded`` for sure.
+    Raises: NotRecordable, with ``to_record``.
     """
     points = points.to(target.dtype)
     if backend == "auto":
@@ -156,6 +161,8 @@ def compile_gradient(
         return replace(program, reason=f"the program cannot be traced: {sentence(error)}")
     if backend == "eager":
         return eager
+    if to_record:
+        refuse_external(graph)
     try:
         graph = rows_last(spell_fills(graph))
         code = inductor(graph, example)
@@ -185,10 +192,13 @@ def compile_for_groups(
     work = target.dim * target.n
     compiles = backend == "inductor" or (backend == "auto" and work >= COMPILE_FROM)
     if compiles and can_record():
-        few = max(options.get("chains", FEW_CHAINS) // SHARES, 1 if work >= ALONE_FROM else 2)
-        made = compile_gradient(target, points, backend, y, **{**options, "block": few})
-        if made.recorded(points) is not None:
-            return replace(made, in_groups=True)
+        few = (
+            1 if work >= ONE_THREAD_BELOW else max(options.get("chains", FEW_CHAINS) // SHARES, 1 + (work < ALONE_FROM))
+        )
+        with suppress(NotRecordable):
+            made = compile_gradient(target, points, backend, y, **{**options, "block": few, "to_record": True})
+            if recorded := made.recorded(points):
+                return replace(made, groups=max(1, RECORDED_BYTES // recorded.bytes))
     return compile_gradient(target, points, backend, y, **options)
 
 

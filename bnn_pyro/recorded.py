@@ -19,12 +19,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from bnn_pyro import native
 
 SOURCE = Path(__file__).with_name("calls.cpp")
 MOST = 128  # arguments of a call, as in calls.cpp
 PRODUCTS = ("mm", "bmm")  # of torch's C interface: out, then two factors
+
+
+# In names of operations that inductor leaves to torch on a CPU, of those that networks and their priors have.
+EXTERNAL = ("convolution", "linalg", "cholesky", "triangular", "sort", "topk", "cumsum", "cumprod", "fft")
 
 
 class NotRecordable(Exception):
@@ -49,6 +54,7 @@ class Recorded:
         argument: What it takes; to be filled in place.
         results: What it gives, once the calls have been made.
         calls: The address of the first of them, and ``count`` how many there are.
+        bytes: Memory of its own: all that the function allocates, none of which is used twice.
     """
 
     def __init__(self, argument: Tensor, results: tuple[Tensor, ...], log: _Log):
@@ -60,7 +66,7 @@ class Recorded:
                 for (checked, function, _), given in zip(log.calls, self._arguments, strict=True)
             )
         )
-        self._kept = log.kept
+        self._kept, self.bytes = log.kept, log.bytes
         self.calls, self.count = ctypes.addressof(self._calls), len(log.calls)
 
     def __call__(self) -> None:
@@ -96,6 +102,13 @@ def record(code: Any, example: Tensor, *held: Tensor) -> Recorded | None:
         torch.set_num_threads(threads)
 
 
+def refuse_external(graph: GraphModule) -> None:
+    """Raises: NotRecordable for operations that would be no kernels, so that nothing is compiled in vain."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and any(name in str(node.target) for name in EXTERNAL):
+            raise NotRecordable
+
+
 def can_record() -> bool:
     """Whether this machine has what makes the calls."""
     return native.load(SOURCE) is not None
@@ -116,6 +129,7 @@ class _Log:
     def __init__(self) -> None:
         self.calls: list[tuple[bool, int, list[int]]] = []
         self.kept: list[Any] = []
+        self.bytes = 0
 
     def note(self, checked: bool, function: Any, given: list[int], *kept: Any) -> None:
         if len(given) > MOST:
@@ -146,6 +160,7 @@ def _keeping(make: Callable[..., Tensor], log: _Log) -> Callable[..., Tensor]:
     def empty(*args: Any) -> Tensor:
         made = make(*args)
         log.kept.append(made)
+        log.bytes += made.untyped_storage().nbytes()
         return made
 
     return empty

@@ -14,6 +14,7 @@ from bnn_pyro.devices import chains_at_once, memory_of
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import warn
 from bnn_pyro.inference import HMC, MCMC, NUTS, ChEES, native_leapfrogs, native_trees
+from bnn_pyro.inference.groups import shares
 from bnn_pyro.inference.hmc_run import run_hmc
 from bnn_pyro.inference.mcmc import Adaptation, Recorder
 from bnn_pyro.inference.native_trees import tree_kind
@@ -60,8 +61,9 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
         if given is not None:  # not the noise that led there
             seed = derive_seed(seed, "onward", given[0].cpu().numpy().tobytes().hex())
         started = time.perf_counter()
+        info["chain_groups"] = len(shares(gradient, starts, allowed))
         # torch's other threads, once they have worked, keep a processor busy for a while, waiting for more
-        torch_threads = 1 if gradient.in_groups else gradient.threads
+        torch_threads = 1 if gradient.groups else gradient.threads
         with watch_interrupts() as interrupts, isolated(dtype=target.dtype, threads=torch_threads):
             recording = Recording(method, target.dim, target.dtype, interrupts, bar, Watch(target))
             adaptation = run(gradient, starts, method, seed, recording, allowed)

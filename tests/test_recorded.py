@@ -158,14 +158,32 @@ def test_blocks_are_small_only_where_calls_can_be_recorded(monkeypatch):
     assert compile_for_groups(target, points, "inductor").block == 2
     assert compile_for_groups(target, points, "eager").block > 2
 
-    def cumulative(x, y=None):
+
+EXTERNAL = {
+    "sort": lambda f: f.sort().values,
+    "cumsum": lambda f: f.cumsum(0),
+    "cumprod": lambda f: f.tanh().cumprod(0),
+    "convolution": lambda f: torch.nn.functional.conv1d(f[None, None], f[None, None, :3].tanh(), padding=1)[0, 0],
+    "linalg": lambda f: torch.linalg.solve(torch.eye(len(f)) + f.outer(f), f),
+    "fft": lambda f: torch.fft.rfft(f, 2 * len(f) - 1).real,
+    "topk": lambda f: f.topk(len(f)).values,
+}
+
+
+@pytest.mark.parametrize("operation", EXTERNAL)
+def test_what_would_be_no_kernel_is_compiled_once_and_in_larger_blocks(operation, monkeypatch):
+    def program(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal((x @ w).sort().values, 1.0), obs=y)
+            pyro.sample("y", dist.Normal(EXTERNAL[operation](x @ w), 1.0), obs=y)
 
-    other = bnn.fit(bnn.BNN(cumulative), X, REAL, inference="prior", draws=2, dtype="float64").target
-    made = compile_for_groups(other, problems.points(other, 3), "inductor")
-    assert made.backend == "inductor" and made.block > 2
+    target = bnn.fit(bnn.BNN(program), X, REAL, inference="prior", draws=2, dtype="float64").target
+    points, compiled = problems.points(target, 3), []
+    right = compiled_module.inductor
+    monkeypatch.setattr(compiled_module, "inductor", lambda *given: compiled.append(1) or right(*given))
+    made = compile_for_groups(target, points, "inductor")
+    assert made.block > 2 and made.groups == 0 and len(compiled) == (made.backend == "inductor"), made.reason
+    assert compile_gradient(target, points, "inductor", block=2).recorded(points) is None  # it was no loss
 
 
 def test_a_gradient_may_lie_column_by_column(monkeypatch):

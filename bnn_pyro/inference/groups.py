@@ -25,12 +25,12 @@ def shares(gradient: GradientCall, position: Tensor, threads: int) -> list[slice
 
     Args:
         position: (chains, dim)
-        threads: Groups, at most.
+        threads: Groups, at most, if ``gradient.groups`` has as many.
     """
-    in_groups, block = getattr(gradient, "in_groups", False), getattr(gradient, "block", 1)
-    if threads < 2 or not in_groups or len(position) <= block:
+    most, block = min(threads, getattr(gradient, "groups", 0)), getattr(gradient, "block", 1)
+    if most < 2 or len(position) <= block:
         return [slice(0, len(position))]
-    parts = torch.arange(0, len(position), block).tensor_split(threads)
+    parts = torch.arange(0, len(position), block).tensor_split(most)
     starts = [int(part[0]) for part in parts if len(part)]
     return [slice(*pair) for pair in zip(starts, [*starts[1:], len(position)], strict=True)]
 
@@ -39,6 +39,38 @@ def work_alone() -> None:
     """Has torch use no other thread beside this one, which is new, for what this one does."""
     torch.get_num_threads()  # a thread that has not asked would be set to torch's usual number later on
     torch.set_num_threads(1)
+
+
+class Worker:
+    """A thread for one call after another. Not one of ``concurrent.futures``, whose pools end with the main thread."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._errors: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        work_alone()
+        while (call := self._calls.get()) is not None:
+            try:
+                call()
+                self._errors.put(None)
+            except BaseException as error:  # which is raised where the call is waited for
+                self._errors.put(error)
+
+    def begin(self, call: Callable[[], object]) -> None:
+        self._calls.put(call)
+
+    def wait(self) -> None:
+        """Until the first call begun that was not waited for is over. Raises: what it raised."""
+        if error := self._errors.get():
+            raise error
+
+    def close(self) -> None:
+        """Waits for all calls."""
+        self._calls.put(None)
+        self._thread.join()
 
 
 class Groups:

@@ -40,4 +40,6 @@ def native_gradient(gradient: GradientCall, position: Tensor) -> NativeGradient 
     """That of a gradient at positions like (c, dim); None where its calls cannot be made without Python."""
     recorded = getattr(gradient, "recorded", None)
     made: Recorded | None = recorded(position) if recorded is not None else None
-    return NativeGradient(gradient, made) if made is not None else None
+    if made is None or made.argument.dtype != position.dtype:  # C++ takes numbers as they lie
+        return None
+    return NativeGradient(gradient, made)

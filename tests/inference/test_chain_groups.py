@@ -129,7 +129,7 @@ def test_a_normal_target_by_groups_has_its_moments(gradient, monkeypatch):
     target = normal(scale**2)
 
     class Marked:
-        block, in_groups = 2, True
+        block, groups = 2, 4
 
         def __call__(self, z):
             return target(z)

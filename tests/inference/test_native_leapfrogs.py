@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -12,6 +15,7 @@ import bnn_pyro as bnn
 from bnn_pyro import compiled, native, recorded
 from bnn_pyro.compiled import Gradient
 from bnn_pyro.inference import native_leapfrogs
+from bnn_pyro.inference.groups import shares
 from bnn_pyro.inference.hmc_run import run_hmc
 from bnn_pyro.inference.leapfrogs import Leapfrogs, State
 from bnn_pyro.inference.metric import Metric
@@ -153,11 +157,84 @@ def test_draws_do_not_depend_on_threads(gradient, start, name, monkeypatch):
     assert set(seen) == {seen[0]}  # none is left behind
 
 
-def test_a_call_that_fails_is_an_error(gradient, start, monkeypatch):
+@pytest.mark.parametrize("paced", ["together", "one by one"], indirect=True)
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.usefixtures("paced")
+def test_a_call_that_fails_is_an_error(gradient, start, monkeypatch, group):
+    before = threading.active_count()
     leapfrogs = make_leapfrogs(metric_of(start, False), gradient, start[0].position, 2)
-    monkeypatch.setattr(leapfrogs, "_library_go", lambda *_: 1)
+    right, broken = leapfrogs._library_go, leapfrogs._gradients[group].address
+    monkeypatch.setattr(leapfrogs, "_library_go", lambda *given: -1 if given[1] == broken else right(*given))
     with pytest.raises(RuntimeError, match="a call of the compiled gradient failed"):
         travel(leapfrogs, start)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("paced", ["together", "one by one"], indirect=True)
+@pytest.mark.usefixtures("paced")
+def test_a_trajectory_that_is_looked_in_on_is_the_same(gradient, start, monkeypatch):
+    expected = travel(make_leapfrogs(metric_of(start, False), gradient, start[0].position, 2), start)
+    monkeypatch.setattr(native_leapfrogs, "PATIENCE", 0.0)  # after each step
+    looked = travel(make_leapfrogs(metric_of(start, False), gradient, start[0].position, 2), start)
+    assert all(map(torch.equal, expected, looked))
+
+
+@pytest.mark.parametrize("paced", ["together", "one by one"], indirect=True)
+@pytest.mark.usefixtures("paced")
+def test_an_interrupt_gets_through_within_a_trajectory(gradient, start):
+    """Which would go on for hours."""
+    before, threads = signal.getsignal(signal.SIGINT), threading.active_count()
+    leapfrogs = make_leapfrogs(metric_of(start, False), gradient, start[0].position, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            travel(leapfrogs, start, steps=10**10)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert threading.active_count() == threads
+
+
+def test_positions_of_another_dtype_are_not_for_c(gradient, start):
+    other = torch.float64 if gradient.dtype == torch.float32 else torch.float32
+    position = start[0].position.to(other)
+    assert type(make_leapfrogs(Metric(torch.ones(position.shape[1], dtype=other)), gradient, position, 2)) is Leapfrogs
+
+
+def test_groups_are_as_many_as_there_is_memory_for(gradient, start, monkeypatch):
+    posterior = bnn.fit(bnn.get_model("mlp_gaussian", hidden=(4,)), X, Y, inference="prior", draws=2, progress=False)
+    points = torch.zeros(3, posterior.target.dim)
+    with isolated(0, torch.float32, threads=1):
+        each = compiled.compile_for_groups(posterior.target, points, "inductor").recorded(points).bytes
+        for room, most in ((each - 1, 1), (each, 1), (3 * each, 3)):
+            monkeypatch.setattr(compiled, "RECORDED_BYTES", room)
+            made = compiled.compile_for_groups(posterior.target, points, "inductor")
+            assert made.groups == most and len(shares(made, points.repeat(5, 1), 16)) == most
+    assert each > 30 * 4 * 4 * made.block  # hidden units, of all rows and chains, at least
+
+
+def test_a_fit_goes_on_when_the_main_thread_has_ended():
+    code = """
+import threading, time, torch, bnn_pyro as bnn
+from bnn_pyro import sampling
+from bnn_pyro.inference import native_leapfrogs
+torch.set_num_threads(2)
+native_leapfrogs.HANDOVER = 0.0
+x, run, compiled = torch.randn(30, 3), sampling.run, threading.Event()
+def run_late(*given):
+    compiled.set()
+    time.sleep(1)
+    return run(*given)
+sampling.run = run_late
+def fit():
+    posterior = bnn.fit(bnn.get_model("mlp_gaussian", hidden=(4,)), x, x[:, 0], inference="chees", warmup=20, draws=5,
+                        backend="inductor", progress=False)
+    print(tuple(posterior.draws.z.shape), posterior.attrs["chain_groups"])
+threading.Thread(target=fit).start()
+compiled.wait()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "(16, 5, 23) 2", done.stderr
 
 
 def test_a_fit_has_the_same_draws_by_one_thread_and_two():
@@ -176,4 +253,4 @@ def test_a_fit_has_the_same_draws_by_one_thread_and_two():
 
 
 def test_blocks_are_small_enough_for_eight_threads(gradient):
-    assert isinstance(gradient, Gradient) and gradient.in_groups and gradient.block == 2
+    assert isinstance(gradient, Gradient) and gradient.groups > 8 and gradient.block == 2
