@@ -26,8 +26,6 @@ from bnn_pyro import native
 SOURCE = Path(__file__).with_name("calls.cpp")
 MOST = 128  # arguments of a call, as in calls.cpp
 PRODUCTS = ("mm", "bmm")  # of torch's C interface: out, then two factors
-
-
 # In names of operations that inductor leaves to torch on a CPU, of those that networks and their priors have.
 EXTERNAL = ("convolution", "linalg", "cholesky", "triangular", "sort", "topk", "cumsum", "cumprod", "fft")
 

@@ -1,4 +1,4 @@
-// Trajectories of HMC from end to end, block after block of chains, without Python: what ``Leapfrogs`` in hmc_run.py does.
+// Trajectories of HMC from end to end, block after block of chains, without Python: what ``Leapfrogs`` in leapfrogs.py does.
 
 #include <chrono>
 
@@ -50,9 +50,9 @@ int64_t go(Trajectories *t, const Gradient *g, int64_t steps, double patience) {
 
 }  // namespace
 
-#define ENTRIES(T, NAME)                                                                                    \
+#define ENTRIES(T, NAME)                                                                               \
     extern "C" int64_t go_##NAME(Trajectories *t, const Gradient *g, int64_t steps, double patience) { \
-        return go<T>(t, g, steps, patience);                                                                \
+        return go<T>(t, g, steps, patience);                                                           \
     }
 
 ENTRIES(float, float32)
