@@ -19,6 +19,7 @@ import pyro
 import torch
 
 from bnn_pyro.errors import OptionError
+from bnn_pyro.threads import own_threads
 
 _BACKENDS: Any = torch.backends
 _PRECISIONS = (
@@ -52,7 +53,6 @@ def isolated(
         numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
         default_dtype = torch.get_default_dtype()
         torch_validates = torch.distributions.Distribution._validate_args  # Pyro restores its own flag only
-        threads_before = torch.get_num_threads()
         try:
             with (
                 warnings.catch_warnings(),
@@ -62,15 +62,13 @@ def isolated(
                 pyro.validation_enabled(False),
                 torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(),
                 on_cpu(),
+                own_threads(threads),
             ):
                 torch.set_default_dtype(dtype)
-                if threads is not None and threads < threads_before:
-                    torch.set_num_threads(threads)
                 if seed is not None:
                     reseed(seed)
                 yield
         finally:
-            torch.set_num_threads(threads_before)
             torch.set_default_dtype(default_dtype)
             torch.distributions.Distribution.set_default_validate_args(torch_validates)
             np.random.set_state(numpy_state)  # noqa: NPY002

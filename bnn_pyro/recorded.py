@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from bnn_pyro import native
+from bnn_pyro.threads import own_threads
 
 SOURCE = Path(__file__).with_name("calls.cpp")
 MOST = 128  # arguments of a call, as in calls.cpp
@@ -79,12 +80,9 @@ def record(code: Any, example: Tensor, *held: Tensor) -> Recorded | None:
     """
     if not can_record():
         return None
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        argument = example.clone()
-        log = _Log()
-        with torch.no_grad():
+        with own_threads(1), torch.no_grad():
+            argument, log = example.clone(), _Log()
             made = Recorded(argument, tuple(_run_noting(code.current_callable, [argument, *held], log)), log)
             for scale in (1.0, -0.7):
                 argument.copy_(example * scale + 0.1)
@@ -96,8 +94,6 @@ def record(code: Any, example: Tensor, *held: Tensor) -> Recorded | None:
         return made
     except Exception:  # another torch makes its code another way, or has it do what is not recorded
         return None
-    finally:
-        torch.set_num_threads(threads)
 
 
 def refuse_external(graph: GraphModule) -> None:

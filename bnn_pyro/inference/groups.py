@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bnn_pyro.inference.metric import GradientCall, Metric
 from bnn_pyro.inference.walk import Ended, Walk
+from bnn_pyro.threads import work_alone
 
 _WAITING = 8  # batches of each group that wait to be yielded
 _PATIENCE = 0.1  # seconds between two looks whether anybody still wants them
@@ -33,12 +34,6 @@ def shares(gradient: GradientCall, position: Tensor, threads: int) -> list[slice
     parts = torch.arange(0, len(position), block).tensor_split(most)
     starts = [int(part[0]) for part in parts if len(part)]
     return [slice(*pair) for pair in zip(starts, [*starts[1:], len(position)], strict=True)]
-
-
-def work_alone() -> None:
-    """Has torch use no other thread beside this one, which is new, for what this one does."""
-    torch.get_num_threads()  # a thread that has not asked would be set to torch's usual number later on
-    torch.set_num_threads(1)
 
 
 class Worker:
