@@ -1,4 +1,4 @@
-"""Samplers and SVI on a CUDA device, at 4 to 8,192 chains; NumPyro beside them where JAX has the device.
+"""Samplers on a CUDA device, at 4 to 8,192 chains; NumPyro beside them where JAX has it. SVI: `svi.py --device cuda`.
 
     python benchmarks/gpu.py                                    # everything: an hour or more
     python benchmarks/gpu.py --problems mlp1 --chains 4 1024 --samplers ours_nuts numpyro_nuts

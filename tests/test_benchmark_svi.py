@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # at the end: na
 
 import measure
 import members
+import svi_cases
 import variance
 from posteriors import PROBLEMS, load_rows
 
@@ -172,3 +173,68 @@ def test_the_table_of_members_takes_the_best_runs():
     assert [line.split()[-2:] for line in text.splitlines()[-6:]] == [
         ["3.00", "1.00"], ["2.00", "1.00"], ["7.00", "2.33"], ["10.00", "3.33"], ["11.00", "5.50"], ["18.00", "6.00"],
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lenet():
+    """Eight images, their labels, and values of LeNet's sites, float64."""
+    x, y = (torch.from_numpy(array[:8]) for array in svi_cases.load_images())
+    torch.manual_seed(1)
+    values = {}
+    for name, shape in svi_cases.SHAPES.items():
+        outs = svi_cases.outputs(name)
+        values |= {name: torch.randn(shape, dtype=torch.float64), name.replace("w", "b"): torch.randn(outs).double()}
+    return x.double(), y, values
+
+
+def in_torch(values):
+    """The plain network with these weights."""
+    network = svi_cases.lenet_in_torch().double()
+    layers = [layer for layer in network if hasattr(layer, "weight")]
+    for i, layer in enumerate(layers, 1):
+        w = values[f"w{i}"] * svi_cases.fan_in(f"w{i}") ** -0.5
+        layer.weight.data, layer.bias.data = w if w.ndim == 4 else w.T, values[f"b{i}"]
+    return network, layers
+
+
+def test_lenet_in_pyro_is_the_plain_network(lenet):
+    x, y, values = lenet
+    trace = pyro.poutine.trace(pyro.condition(svi_cases.lenet_in_pyro, values)).get_trace(x, y)
+    assert sum(v.numel() for v in values.values()) == 61_706
+    logits = in_torch(values)[0](x).detach()
+    expected = -torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+    assert trace.nodes["y"]["fn"].log_prob(y).sum() == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_a_torch_network_whose_weights_are_sampled_has_the_same_posterior(lenet):
+    """Up to the constant of its weights' other scale."""
+    x, y, values = lenet
+    bayesian = svi_cases.with_samples(svi_cases.lenet_in_torch(), labels=True)
+
+    def log_joint(program, given):
+        return float(pyro.poutine.trace(pyro.condition(program, given)).get_trace(x, y).log_prob_sum())
+
+    differences = []
+    for factor in (1.0, 0.3):
+        given = {name: factor * value for name, value in values.items()}
+        network, layers = in_torch(given)
+        places = [i for i, layer in enumerate(network) if hasattr(layer, "weight")]
+        own = {}
+        for i, layer in zip(places, layers, strict=True):
+            own |= {f"network.{i}.weight": layer.weight.detach(), f"network.{i}.bias": layer.bias.detach()}
+        differences.append(log_joint(svi_cases.lenet_in_pyro, given) - log_joint(bayesian, own))
+    assert differences[0] == pytest.approx(differences[1], rel=1e-9)
+
+
+def test_lenet_in_numpyro_has_the_density_of_pyros(lenet):
+    pytest.importorskip("numpyro")
+    import jax
+    from numpyro.infer.util import log_density
+
+    x, y, values = lenet
+    with jax.enable_x64(True):
+        arrays = {name: jax.numpy.asarray(value.numpy()) for name, value in values.items()}
+        inputs = (jax.numpy.asarray(x.numpy()), jax.numpy.asarray(y.numpy()))
+        found = float(log_density(svi_cases.lenet_in_numpyro(), inputs, {}, arrays)[0])
+    trace = pyro.poutine.trace(pyro.condition(svi_cases.lenet_in_pyro, values)).get_trace(x, y)
+    assert found == pytest.approx(float(trace.log_prob_sum()), rel=1e-9)
