@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from bnn_pyro.devices import device_names, nearest_device
 from bnn_pyro.errors import ModelError, OptionError, printable, unknown
 from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Method, Prior, make_method
 from bnn_pyro.isolation import isolated
 from bnn_pyro.model import BNN, Model
+from bnn_pyro.parts import divide
 from bnn_pyro.starts import prior_point
 from bnn_pyro.target import Target
 
@@ -87,6 +89,19 @@ def find_method(inference: str | Method, options: dict) -> Method:
         options,
         also=("seed", "standardize", "dtype", "device", "engine", "backend", "progress", "missing", "keep"),
     )
+
+
+def find_devices(
+    device: str | torch.device | Sequence[str], method: Method, where: str
+) -> tuple[tuple[str, ...], torch.device | None]:
+    """The names of the devices, and where this process computes, None for ``"auto"``.
+
+    Raises: UnknownNameError or OptionError for what cannot be had, or for a method that several devices cannot share.
+    """
+    names = device_names(device)
+    if len(names) > 1:
+        divide(method, len(names), where)
+    return names, nearest_device(names)
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -149,7 +149,8 @@ def _table(asked: dict[str, Any]) -> dict[str, Any]:
               help="A hyper-parameter of the model or an option of the method, such as hidden=8,8 or draws=2000; "
               "may be given several times.")  # fmt: skip
 @click.option("--dtype", metavar="NAME", help="float32 or float64; by default float64 for laplace, float32 for others.")
-@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu, cuda, cuda:1, or auto.")
+@click.option("--device", metavar="NAME", default="cpu", show_default=True,
+              help="cpu, cuda, cuda:1, or auto; several, such as cuda:0,cuda:1, share the chains or members.")  # fmt: skip
 @click.option("--engine", metavar="NAME", default="auto", show_default=True,
               help="auto, compiled, eager or pyro (Pyro's own SVI and NUTS).")  # fmt: skip
 @click.option("--backend", metavar="NAME", default="auto", show_default=True,

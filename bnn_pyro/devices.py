@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,20 +25,40 @@ OTHERS = 36
 SLOTS = 7
 
 
-def find_device(device: str | torch.device) -> torch.device | None:
-    """What is asked for, as a device of torch; None for ``"auto"``.
+def device_names(device: str | torch.device | Sequence[str]) -> tuple[str, ...]:
+    """The names in ``"cuda:0,cuda:1"``, or in a list of such. What is there is not looked at: it may be on other machines.
 
-    Raises: UnknownNameError for another name, OptionError for a GPU that is not there.
+    Raises: UnknownNameError for another name, OptionError for "auto" beside others.
     """
-    name = str(device)
-    kind, _, number = name.partition(":")
+    given = device if isinstance(device, list | tuple) else str(device).split(",")
+    names = tuple(str(name).strip() for name in given)
+    for name in names or ("",):
+        kind, _, number = name.partition(":")
+        if not (name in ("cpu", "auto", "cuda") or (kind == "cuda" and number.isdecimal())):
+            raise unknown("device", name, ("cpu", "cuda", "auto"))
+    if len(names) > 1 and "auto" in names:
+        raise OptionError(
+            f"device: expected names of devices, got 'auto' among {len(names)}. Name each, or 'auto' alone."
+        )
+    return names
+
+
+def find_device(name: str) -> torch.device | None:
+    """What one of ``device_names`` is to torch; None for ``"auto"``. Raises: OptionError for a GPU that is not there."""
     if name == "auto":
         return None
-    if kind == "cuda" and (not number or number.isdecimal()):
-        return _find_cuda(name, int(number) if number else None)
-    if name != "cpu":
-        raise unknown("device", name, ("cpu", "cuda", "auto"))
-    return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    return torch.device("cpu") if kind == "cpu" else _find_cuda(name, int(number) if number else None)
+
+
+def nearest_device(names: Sequence[str]) -> torch.device | None:
+    """Where this process computes if the fit is on several: on the first, or on the CPU where that is elsewhere."""
+    try:
+        return find_device(names[0])
+    except OptionError:
+        if len(names) == 1:
+            raise
+        return torch.device("cpu")
 
 
 def _find_cuda(name: str, number: int | None) -> torch.device:

@@ -17,31 +17,28 @@ from bnn_pyro.arguments import (
     check_flag,
     check_names,
     choose_engine,
+    find_devices,
     find_dtype,
     find_method,
     known_sites,
 )
 from bnn_pyro.compiled import BACKENDS
-from bnn_pyro.devices import choose_device, find_device, out_of_memory
-from bnn_pyro.draws import Draws
-from bnn_pyro.dropout import check_dropout, fit_dropout
-from bnn_pyro.ensemble import check_ensemble, fit_ensemble
+from bnn_pyro.devices import choose_device
+from bnn_pyro.dispatch import infer
+from bnn_pyro.dropout import check_dropout
+from bnn_pyro.ensemble import check_ensemble
 from bnn_pyro.errors import OptionError, unknown, warn
-from bnn_pyro.inference import MAP, MCMC, NUTS, SVI, Ensemble, Laplace, MCDropout, Method, Prior
+from bnn_pyro.inference import MAP, MCMC, SVI, Ensemble, Laplace, MCDropout, Method, Prior
 from bnn_pyro.inference.adaptation import check_adaptation
 from bnn_pyro.isolation import check_seed, derive_seed
-from bnn_pyro.laplace import as_fitted, check_laplace, fit_laplace
+from bnn_pyro.laplace import as_fitted, check_laplace
 from bnn_pyro.minibatches import check_batches
-from bnn_pyro.model import Model
+from bnn_pyro.parts import Asked, infer_in_parts
 from bnn_pyro.posterior import Posterior
-from bnn_pyro.prior import sample_prior
-from bnn_pyro.pyro_nuts import sample_nuts
 from bnn_pyro.rows_to_target import encode_rows, has_units, make_target, training_rows
-from bnn_pyro.sampling import sample
 from bnn_pyro.starts import check_rows_part, learnt_params
 from bnn_pyro.survey import StreamedBatches, all_rows_units, open_stream
 from bnn_pyro.svi import fit_guide
-from bnn_pyro.target import Target
 from bnn_pyro.units import learn_units, warn_of_units
 
 
@@ -54,7 +51,7 @@ def fit(
     seed: int = 0,
     standardize: bool | None = None,
     dtype: str | torch.dtype | None = None,
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
     engine: str = "auto",
     backend: str = "auto",
     progress: bool = True,
@@ -81,7 +78,9 @@ def fit(
             well enough, else float32.
         device: ``"cpu"``; ``"cuda"`` or ``"cuda:1"``, a GPU; or ``"auto"``, which takes a GPU where there is one and a step
             has work enough for it (see ``bnn_pyro.devices``). ``attrs`` say which it was, and why. Draws are on the CPU
-            afterwards; predictions are made where the fit was.
+            afterwards; predictions are made where the fit was. Several, as ``"cuda:0,cuda:1"`` or a list, divide chains or
+            members among processes, one a device; each part adapts on its own chains, which for the same devices and seed
+            give the same draws. Inside ``joblib.parallel_config("dask")`` the processes are a cluster's.
         engine: ``"compiled"``: this library's samplers, all chains at once; ``"eager"``: the same, with no gradient compiled;
             ``"pyro"``: Pyro's own SVI and NUTS. ``"auto"`` is the first.
         backend: How gradients are computed: ``"inductor"``, ``"eager"`` (the traced graph), ``"pyro"`` (the program),
@@ -99,7 +98,8 @@ def fit(
     """
     bnn = as_model(model).fresh()
     method = find_method(inference, options)
-    torch_dtype, asked = find_dtype(dtype or method.dtype), find_device(device)
+    torch_dtype = find_dtype(dtype or method.dtype)
+    devices, asked = find_devices(device, method, bnn.name)
     for kind, given, known in (("engine", engine, ENGINES), ("backend", backend, BACKENDS)):
         if given not in known:
             raise unknown(kind, given, known)
@@ -168,8 +168,12 @@ def fit(
         batches = StreamedBatches(stream, method.batch_size, derive_seed(seed, "batches"), encode)
         draws = fit_guide(target, method, bnn.guide, seed, engine, backend, progress, batches)
         draws.info["streamed_rows"] = stream.n
+    elif len(devices) > 1 and not isinstance(method, Prior):
+        unmoved = as_model(model).fresh().for_data(data)  # the target's program is on this process's device
+        common = Asked(unmoved, data, units, torch_dtype, engine, backend)
+        draws = infer_in_parts(common, method, devices, seed, progress)
     else:
-        draws = _infer(target, method, bnn, seed, engine, backend, progress)
+        draws = infer(target, method, bnn, seed, engine, backend, progress)
     draws.info["device_reason"] = device_reason
     if draws.params:
         target = replace(target, params=draws.params)
@@ -178,29 +182,3 @@ def fit(
         draws.info["log_evidence"] -= data.n * units.log_jacobian
     draws.info |= {"engine": engine, "wall_time": time.perf_counter() - began}
     return Posterior(bnn, data, units, target, method, draws, seed, notes, kept)
-
-
-def _infer(target: Target, method: Method, bnn: Model, seed: int, engine: str, backend: str, progress: bool) -> Draws:
-    try:
-        return _by_method(target, method, bnn, seed, engine, backend, progress)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(f"{target.name}, {method.name}", target.device) from error
-
-
-def _by_method(
-    target: Target, method: Method, bnn: Model, seed: int, engine: str, backend: str, progress: bool
-) -> Draws:
-    if isinstance(method, Prior):
-        return sample_prior(target, method, seed)
-    if isinstance(method, NUTS) and engine == "pyro":
-        return sample_nuts(target, method, seed, backend, progress)
-    if isinstance(method, MCMC):
-        return sample(target, method, seed, backend, progress)
-    if isinstance(method, Ensemble):
-        return fit_ensemble(target, method, seed, backend, progress)
-    if isinstance(method, MCDropout):
-        return fit_dropout(target, method, seed, backend, progress)
-    if isinstance(method, Laplace):
-        return fit_laplace(target, method, seed, backend, progress)
-    assert isinstance(method, SVI | MAP), "make_method knows no other"
-    return fit_guide(target, method, bnn.guide, seed, engine, backend, progress)

@@ -106,7 +106,8 @@ class Posterior:
 
         ``fit(..., adaptation=posterior.adaptation, warmup=0)`` samples on from there, whatever ``init``; the noise is other
         than that of the draws so far, for the same seed too.
-        Raises: OptionError for a posterior of another kind, or by Pyro's NUTS, whose chains learn a metric each.
+        Raises: OptionError for a posterior of another kind, by Pyro's NUTS, whose chains learn a metric each, or of several
+            devices.
         """
         if not isinstance(self.method, MCMC):
             raise OptionError(
@@ -116,6 +117,11 @@ class Posterior:
             raise OptionError(
                 f"{self.model.name}, adaptation: expected a posterior by engine='compiled', got one by Pyro's NUTS, whose "
                 "chains learn a mass matrix each."
+            )
+        if (parts := self.draws.info.get("parts", 1)) > 1:
+            raise OptionError(
+                f"{self.model.name}, adaptation: expected a posterior of one device, got one of {parts}, which have learnt a "
+                "mass matrix each. Warm up on one."
             )
         state = self.draws.state
         mass, length = state["inverse_mass_matrix"], state.get("trajectory_length")

@@ -160,9 +160,8 @@ def _check_settings(
     **_: Any,
 ) -> None:
     """The checks of ``fit`` that need no data, so that they come before a directory is made."""
-    from bnn_pyro.arguments import DTYPES, ENGINES, choose_engine
+    from bnn_pyro.arguments import DTYPES, ENGINES, choose_engine, find_devices
     from bnn_pyro.compiled import BACKENDS
-    from bnn_pyro.devices import find_device
     from bnn_pyro.isolation import check_seed
 
     for kind, value, known in (
@@ -173,5 +172,5 @@ def _check_settings(
         if value not in known:
             raise unknown(kind, value, known)
     choose_engine(method, engine, backend)
-    find_device(device)
+    find_devices(device, method, method.name)
     check_seed(seed)

@@ -66,6 +66,15 @@ def test_the_flag_alone_switches_the_method(runs):
         assert bnn.load(path).method.name == name
 
 
+def test_several_devices_share_the_chains(tmp_path):
+    words = ("fit", "linear", "--data", "stackloss", *NUTS, "--out", tmp_path / "run", "--device")
+    assert "nuts, chains: expected at least 2 for 2 devices, got 1." in complaint(call(*words, "cpu,cpu"))
+    two = tuple("chains=2" if word == "chains=1" else word for word in words)
+    result = call(*two, "cpu,cpu")
+    assert result.exit_code in (0, 1) and "on cpu,cpu" in result.stdout
+    assert bnn.load(tmp_path / "run").draws.info["parts"] == 2
+
+
 def test_the_exit_code_says_whether_it_converged(runs):
     path, result = runs["nuts"]  # one chain of 20 draws
     assert result.exit_code == 1 and "Verdict: not converged" in result.stdout

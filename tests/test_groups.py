@@ -304,6 +304,6 @@ def test_a_deterministic_site_may_be_kept():
     ],
 )
 def test_sites_that_are_not_there_are_refused_before_any_work(keep, error, said, monkeypatch):
-    monkeypatch.setattr("bnn_pyro.fitting._infer", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr("bnn_pyro.fitting.infer", lambda *_: pytest.fail("work began"))
     with pytest.raises(error, match=said):
         bnn.get_model("mlp_gaussian", hidden=(3,)).fit(bnn.load_dataset("stackloss").train, keep=keep, **KEEPING)

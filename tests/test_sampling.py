@@ -163,7 +163,7 @@ def test_an_adaptation_of_something_else_is_refused_before_work(rows, field, val
     first = MODEL.fit(rows, chains=2, warmup=3, draws=1, backend="eager", progress=False)
     dim = first.target.dim
     value = torch.ones(dim, dim) if value is None else value  # singular
-    monkeypatch.setattr("bnn_pyro.fitting._infer", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr("bnn_pyro.fitting.infer", lambda *_: pytest.fail("work began"))
     with pytest.raises(bnn.OptionError, match=f"mlp_gaussian, adaptation: expected .*{said}"):
         draws(rows, "nuts", chains=1, warmup=0, draws=1, adaptation=first.adaptation._replace(
             step_size=torch.ones(1), position=None)._replace(**{field: value}))  # fmt: skip

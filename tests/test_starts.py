@@ -170,7 +170,7 @@ def all_rows(x, y=None):
     ],
 )
 def test_rows_that_cannot_be_held_out_are_refused_before_any_work(program, n, said, monkeypatch):
-    monkeypatch.setattr("bnn_pyro.fitting._infer", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr("bnn_pyro.fitting.infer", lambda *_: pytest.fail("work began"))
     with pytest.raises(bnn.BNNError, match=said):
         bnn.fit(program, *data(n, 0), inference="nuts", init="ensemble")
 

@@ -33,7 +33,7 @@ def nothing_samples(monkeypatch):
     def infer(*args, **kwargs):
         raise Sampled
 
-    monkeypatch.setattr(sys.modules[bnn.fit.__module__], "_infer", infer)
+    monkeypatch.setattr(sys.modules[bnn.fit.__module__], "infer", infer)
 
 
 def refused(kind, sentence, *args, **kwargs):

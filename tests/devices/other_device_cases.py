@@ -49,8 +49,9 @@ pytestmark = pytest.mark.usefixtures("allowed")
 def allowed(other_device, monkeypatch):
     """``device="other"`` is taken by ``fit``."""
     fitting = sys.modules[bnn.fit.__module__]
-    find = fitting.find_device
-    monkeypatch.setattr(fitting, "find_device", lambda name: other_device if name == "other" else find(name))
+    find = fitting.find_devices
+    own = ("other",), other_device
+    monkeypatch.setattr(fitting, "find_devices", lambda name, *more: own if name == "other" else find(name, *more))
     monkeypatch.setattr(sys.modules["bnn_pyro.sampling"], "memory_of", lambda device: 2**34)
 
 

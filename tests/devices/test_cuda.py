@@ -27,6 +27,7 @@ from bnn_pyro.inference.metric import Metric
 from bnn_pyro.inference.nuts_run import run_nuts
 from bnn_pyro.inference.random_tables import Momenta, Uniforms
 from bnn_pyro.inference.trees import Trees
+from bnn_pyro.isolation import derive_seed
 from bnn_pyro.noise import Noise
 from bnn_pyro.replay import Replay
 
@@ -180,6 +181,12 @@ def test_an_interrupt_keeps_the_draws():
 def test_chains_that_do_not_fit_are_refused_with_the_figure():
     with pytest.raises(bnn.OptionError, match=r"chains: expected at most \d+ in the \d+ GiB of cuda:0"):
         fitted("mlp_gaussian", "nuts", "cuda", chains=10**9)
+
+
+def test_two_processes_share_the_chains():
+    whole = fitted("mlp_gaussian", "nuts", ["cuda:0", "cuda:0"], chains=4)
+    alone = fitted("mlp_gaussian", "nuts", "cuda:0", chains=2, seed=derive_seed(0, "part", 1))
+    assert torch.equal(whole.draws.z[2:], alone.draws.z)
 
 
 def test_auto_takes_the_gpu_where_there_is_work_for_it():

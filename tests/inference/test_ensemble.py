@@ -569,7 +569,7 @@ def test_an_estimator_predicts_what_the_members_do():
     ],
 )
 def test_options_are_refused_before_any_work(options, said, monkeypatch):
-    monkeypatch.setattr("bnn_pyro.fitting._infer", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr("bnn_pyro.fitting.infer", lambda *_: pytest.fail("work began"))
     x, y, _ = problems.linear_gaussian(seed=1)
     with pytest.raises(bnn.BNNError, match=said) as caught:
         bnn.fit(problems.linear_model, x, y, **{**PLAIN, **options})

@@ -20,7 +20,6 @@ import problems
 from bnn_pyro.elbo_record import ElboRecord
 from bnn_pyro.guide_draws import draw_guide
 from bnn_pyro.inference.svi import GUIDES
-from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.isolation import isolated
 from bnn_pyro.steps import State
 from bnn_pyro.structure import build_target
@@ -365,7 +364,7 @@ def test_options_of_compiled_steps_are_refused_where_there_are_none():
 
 def drive(elbo, steps, patience=None, press=None, noise=1.0):
     """``optimise`` over a step whose ELBO is ``elbo(count)`` and noise; position is the number of steps taken."""
-    draws, interrupts = np.random.default_rng(1).normal(size=steps + 1), Interrupts()
+    draws, interrupts = np.random.default_rng(1).normal(size=steps + 1), SimpleNamespace(pressed=False)
 
     def step(state, own, count, lr, *rows):
         interrupts.pressed = interrupts.pressed or count == press

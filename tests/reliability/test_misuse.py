@@ -41,7 +41,7 @@ def no_sampling(monkeypatch):
     def refuse(*_, **__):
         raise Sampled
 
-    monkeypatch.setattr(fitting, "_infer", refuse)
+    monkeypatch.setattr(fitting, "infer", refuse)
 
 
 @pytest.fixture(scope="module", autouse=True)
