@@ -53,6 +53,8 @@ def sample(target: Target, method: MCMC, seed: int, backend: str = "auto", progr
             # beside a slow gradient, trees matter little
             if on_cpu and info["trees_reason"] and not gradient.reason:
                 warn(f"{target.name}: {info['trees_reason']}. NUTS's trees are made by torch, which is slower.")
+        elif gradient.groups and (reason := native.reason(native_leapfrogs.SOURCE)):
+            warn(f"{target.name}: {reason}. Trajectories are made by torch, which is slower.")
         warn_of_backend(gradient, target.name)
         compiled = time.perf_counter()
         bar.set_description("starts")

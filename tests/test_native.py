@@ -191,6 +191,21 @@ def test_a_sampler_begins_to_build_what_it_will_use(method, own, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("method", "own"), [("nuts", "trees"), ("hmc", "trajectories")])
+def test_a_samplers_source_that_alone_cannot_be_built_is_warned_of(method, own, tmp_path, monkeypatch):
+    picky = tmp_path / "picky"
+    picky.write_text(
+        f'#!/bin/sh\ncase "$*" in *{own}.cpp*) echo "error: no" >&2; exit 1;; esac\nexec {COMPILER} "$@"\n'
+    )
+    picky.chmod(0o700)
+    monkeypatch.setenv("CXX", str(picky))
+    x = torch.linspace(-1, 1, 40)[:, None]
+    options = {"inference": method, "backend": "inductor", "warmup": 0, "draws": 2, "progress": False}
+    with pytest.warns(UserWarning, match=rf"mlp_gaussian: {own}\.cpp cannot be built: error: no\. .* by torch"):
+        bnn.fit(bnn.get_model("mlp_gaussian", hidden=(4,)), x, x[:, 0], **options)
+
+
+@needs_compiler
 def test_a_header_that_changed_is_built_anew(source):
     source.write_text('#include "number.h"\n' + ANSWER.format("NUMBER"))
     for number in (1, 2):

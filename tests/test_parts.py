@@ -238,3 +238,16 @@ def test_a_cluster_of_dask_gives_the_same_draws(rows, tmp_path, monkeypatch):
         with pytest.raises(bnn.OptionError, match="cuda:99"):
             MODEL.fit(rows, **options | {"device": ("cpu", "cuda:99")})
     assert torch.equal(there.z, here.z)
+
+
+def test_fits_of_their_own_are_work_for_joblib(rows):
+    """Seeds, splits and models need no help of this library's."""
+    import joblib
+
+    options = {"inference": "nuts", "chains": 2, "max_tree_depth": 4, **QUICK}
+    made = joblib.Parallel(n_jobs=2)(joblib.delayed(MODEL.fit)(rows, **options | {"seed": seed}) for seed in (1, 2))
+    for seed, posterior in zip((1, 2), made, strict=True):
+        here = MODEL.fit(rows, **options | {"seed": seed})
+        assert torch.equal(posterior.draws.z, here.draws.z)
+        np.testing.assert_array_equal(posterior.predict(rows.x).mean, here.predict(rows.x).mean)
+        assert posterior.verdict == here.verdict and posterior.idata is not None
