@@ -26,6 +26,7 @@ from bnn_pyro.compiled import BACKENDS, Gradient, block_for, compile_gradient, t
 from bnn_pyro.data import Inputs, inputs_to_tensors, rows
 from bnn_pyro.errors import BNNError, ModelError, OptionError, unknown
 from bnn_pyro.function_space import watched
+from bnn_pyro.handlers import Run
 from bnn_pyro.inference import MCMC, Method, make_method
 from bnn_pyro.inference.adaptation import check_adaptation
 from bnn_pyro.interrupts import Interrupts
@@ -35,7 +36,7 @@ from bnn_pyro.sampling import run, transitions_bar
 from bnn_pyro.sites import draw_from_prior
 from bnn_pyro.starts import TRIES, prior_point, usable
 from bnn_pyro.structure import build_target
-from bnn_pyro.target import Run, Target
+from bnn_pyro.target import Target
 
 BINS = 20
 PROBES = 8  # rows at which the function is ranked

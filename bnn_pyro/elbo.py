@@ -25,10 +25,11 @@ from torch.distributions import Independent
 
 from bnn_pyro.data import Inputs
 from bnn_pyro.errors import ModelError
+from bnn_pyro.handlers import Run
 from bnn_pyro.isolation import generator_states
 from bnn_pyro.likelihoods import split
 from bnn_pyro.substitution import Substituted
-from bnn_pyro.target import Run, Target, add_up
+from bnn_pyro.target import Target, add_up
 
 LARGE = 1_000_000  # latent numbers from which on memory is counted
 

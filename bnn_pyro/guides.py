@@ -22,9 +22,10 @@ from torch.distributions import constraints
 
 from bnn_pyro.data import Inputs
 from bnn_pyro.errors import ModelError
+from bnn_pyro.handlers import OwnParameters, is_factor
 from bnn_pyro.isolation import forked_generators
 from bnn_pyro.sites import draw_from_prior
-from bnn_pyro.target import OwnParameters, Program, Target, is_factor
+from bnn_pyro.target import Program, Target
 
 MEAN_FIELD_GUIDES = (autoguide.AutoDiagonalNormal, autoguide.AutoNormal)
 # Guides whose densities depend on parameters alone, not on other latents: there the path gradient is the whole gradient.
@@ -116,7 +117,7 @@ def _copied(guide: Any, program: Program, device: torch.device) -> Any:
 
 
 def float_observations(target: Target) -> Program:
-    """The program with the target's y as floats, as ``target.Run`` gives them to the likelihood."""
+    """The program with the target's y as floats, as ``handlers.Run`` gives them to the likelihood."""
 
     def program(x: Inputs, y: Tensor | None = None) -> Any:
         if y is not None and not y.is_floating_point():

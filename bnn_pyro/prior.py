@@ -9,9 +9,10 @@ from torch.distributions import Distribution
 
 from bnn_pyro.draws import Draws
 from bnn_pyro.errors import ModelError
+from bnn_pyro.handlers import Run
 from bnn_pyro.inference import Prior
 from bnn_pyro.isolation import derive_seed, isolated
-from bnn_pyro.target import Run, Target, add_up
+from bnn_pyro.target import Target, add_up
 from bnn_pyro.units import Units
 
 Arrays = dict[str, np.ndarray]

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from bnn_pyro.elbo_record import ElboRecord
 from bnn_pyro.guides import PATH_GRADIENT_GUIDES, latents_only
+from bnn_pyro.handlers import data_dim, is_deterministic, is_factor
 from bnn_pyro.inference import MAP, SVI
 from bnn_pyro.interrupts import Interrupts
 from bnn_pyro.likelihoods import split
-from bnn_pyro.target import Program, Target, data_dim, is_deterministic, is_factor
+from bnn_pyro.target import Program, Target
 
 
 class TwoTermELBO(Trace_ELBO):

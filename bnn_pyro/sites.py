@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
 from bnn_pyro.errors import DataError, ModelError, ShapeError
-from bnn_pyro.target import DATA_PLATE, Observation, Run, Site, data_dim, is_deterministic, is_factor
+from bnn_pyro.handlers import DATA_PLATE, Run, data_dim, is_deterministic, is_factor
+from bnn_pyro.target import Observation, Site
 
 
 def draw_from_prior(name: str, fn: Distribution) -> tuple[Tensor, Tensor]:

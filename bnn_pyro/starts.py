@@ -12,9 +12,10 @@ from torch import Tensor
 from bnn_pyro.compiled import Gradient, compile_gradient, threads_for
 from bnn_pyro.errors import DataError, ModelError
 from bnn_pyro.guides import init_to_prior
+from bnn_pyro.handlers import Run
 from bnn_pyro.isolation import derive_seed, isolated, reseed
 from bnn_pyro.sites import draw_from_prior
-from bnn_pyro.target import Run, Target
+from bnn_pyro.target import Target
 
 TRIES = 100
 HELD_OUT = 0.1  # share of the rows that members of an ensemble are not trained on
