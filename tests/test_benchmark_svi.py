@@ -190,18 +190,17 @@ def lenet():
 def in_torch(values):
     """The plain network with these weights."""
     network = svi_cases.lenet_in_torch().double()
-    layers = [layer for layer in network if hasattr(layer, "weight")]
-    for i, layer in enumerate(layers, 1):
+    for i, layer in enumerate((layer for layer in network if hasattr(layer, "weight")), 1):
         w = values[f"w{i}"] * svi_cases.fan_in(f"w{i}") ** -0.5
         layer.weight.data, layer.bias.data = w if w.ndim == 4 else w.T, values[f"b{i}"]
-    return network, layers
+    return network
 
 
 def test_lenet_in_pyro_is_the_plain_network(lenet):
     x, y, values = lenet
     trace = pyro.poutine.trace(pyro.condition(svi_cases.lenet_in_pyro, values)).get_trace(x, y)
     assert sum(v.numel() for v in values.values()) == 61_706
-    logits = in_torch(values)[0](x).detach()
+    logits = in_torch(values)(x).detach()
     expected = -torch.nn.functional.cross_entropy(logits, y, reduction="sum")
     assert trace.nodes["y"]["fn"].log_prob(y).sum() == pytest.approx(float(expected), rel=1e-9)
 
@@ -209,20 +208,18 @@ def test_lenet_in_pyro_is_the_plain_network(lenet):
 def test_a_torch_network_whose_weights_are_sampled_has_the_same_posterior(lenet):
     """Up to the constant of its weights' other scale."""
     x, y, values = lenet
-    bayesian = svi_cases.with_samples(svi_cases.lenet_in_torch(), labels=True)
 
     def log_joint(program, given):
         return float(pyro.poutine.trace(pyro.condition(program, given)).get_trace(x, y).log_prob_sum())
 
     differences = []
-    for factor in (1.0, 0.3):
-        given = {name: factor * value for name, value in values.items()}
-        network, layers = in_torch(given)
-        places = [i for i, layer in enumerate(network) if hasattr(layer, "weight")]
-        own = {}
-        for i, layer in zip(places, layers, strict=True):
-            own |= {f"network.{i}.weight": layer.weight.detach(), f"network.{i}.bias": layer.bias.detach()}
-        differences.append(log_joint(svi_cases.lenet_in_pyro, given) - log_joint(bayesian, own))
+    with isolated(dtype=torch.float64):
+        bayesian = svi_cases.with_samples(svi_cases.lenet_in_torch(), labels=True)
+        for factor in (1.0, 0.3):
+            given, own = {name: factor * value for name, value in values.items()}, {}
+            for name, parameter in in_torch(given).named_parameters():
+                own[f"network.{name}"] = parameter.detach()
+            differences.append(log_joint(svi_cases.lenet_in_pyro, given) - log_joint(bayesian, own))
     assert differences[0] == pytest.approx(differences[1], rel=1e-9)
 
 
