@@ -1,8 +1,9 @@
-"""Measures MCMC samplers against one another: ``run``, ``first400``, ``table``. README.md says what the figures mean.
+"""Measures MCMC samplers against one another: ``run``, ``first400``, ``table``, ``overview``. README.md explains the figures.
 
 python benchmarks/mcmc.py run --problems mlp1 --samplers ours_chees numpyro_nuts --chains 16 --seeds 0
 python benchmarks/mcmc.py first400
 python benchmarks/mcmc.py table
+python benchmarks/mcmc.py overview
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any
 
+import overview
 import table
 from posteriors import PROBLEMS, load_rows
 from samplers import SAMPLERS, Job, kept_draws
@@ -33,8 +35,8 @@ FIRST = 400  # kept draws of ``first400``
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if args.command == "table":
-        print(table.render(read(args.file)))
+    if args.command in ("table", "overview"):
+        print((table if args.command == "table" else overview).render(read(args.file)))
     elif args.command == "one":
         Path(args.answer).write_text(json.dumps(measure(Job(**json.loads(args.job)))))
     else:
@@ -63,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--kept", type=int, default=2048, help="draws over all chains together")
     run.add_argument("--near", type=float, default=0.5, metavar="SHARE",
                      help="of a sampler's best chain count at the first seed; those below it have no other seeds")  # fmt: skip
-    shown = commands.add_parser("table", help="prints what a file holds")
-    shown.add_argument("file", type=Path, nargs="?", default=RESULTS)
+    for name, text in (("table", "prints what a file holds"), ("overview", "a line for each problem")):
+        shown = commands.add_parser(name, help=text)
+        shown.add_argument("file", type=Path, nargs="?", default=RESULTS)
     single = commands.add_parser("one", help="one measurement, in this process: what the others call")
     single.add_argument("job")
     single.add_argument("answer")

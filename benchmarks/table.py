@@ -33,8 +33,8 @@ def render(rows: list[Row]) -> str:
     for mode in ("run", "first400"):
         for problem in PROBLEMS:
             some = [row for row in rows if row.get("mode") == mode and row["problem"] == problem]
-            for settings in sorted({_settings(row) for row in some}):
-                same = [row for row in some if _settings(row) == settings]
+            for settings in sorted({settings_of(row) for row in some}):
+                same = [row for row in some if settings_of(row) == settings]
                 parts.append("\n".join(speeds(problem, same) if mode == "run" else firsts(problem, same, rows)))
                 used |= {row["sampler"] for row in same}
     if not parts:
@@ -42,13 +42,13 @@ def render(rows: list[Row]) -> str:
     return "\n\n".join([*parts, footnotes(used)])
 
 
-def _settings(row: Row) -> tuple[int, int, int]:
+def settings_of(row: Row) -> tuple[int, int, int]:
     return row["threads"], row["warmup"], row["kept"]
 
 
 def speeds(problem: str, rows: list[Row]) -> list[str]:
     """ESS a second of sampling, warmup included and compiling not."""
-    threads, warmup, kept = _settings(rows[0])
+    threads, warmup, kept = settings_of(rows[0])
     best = {name: choose(rows, name) for name in SAMPLERS}
     extrapolate(best)
     lines = [
@@ -70,7 +70,7 @@ def speeds(problem: str, rows: list[Row]) -> list[str]:
 
 def firsts(problem: str, rows: list[Row], all_rows: list[Row]) -> list[str]:
     """Seconds from the data to the first kept draws, compiling and warmup included; Pyro's from what ``run`` has timed."""
-    threads, warmup, kept = _settings(rows[0])
+    threads, warmup, kept = settings_of(rows[0])
     best = {name: choose(rows, name, by="total_s", sign=-1) for name in SAMPLERS}
     needed = best["numpyro_nuts_seq"] or best["numpyro_nuts"]
     pyro = choose([r for r in all_rows if (r.get("problem"), r.get("threads")) == (problem, threads)], "pyro_nuts")

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # at the end: na
 
 import mcmc
 import measure
+import overview
 import table
 from posteriors import HELD_OUT, PROBLEMS, Rows, load_rows, numpyro_model, pyro_program
 from samplers import SAMPLERS, Job
@@ -160,6 +161,24 @@ def test_table_of_first_draws_ranks_by_time_and_extrapolates_pyro():
     text = table.render(rows).split("Seconds to the first 400")[1]
     assert line_of(text, "bnn_pyro NUTS") == ["4", "7.0", "4.0", "8.0", "1.0", "1.001", "2.00", "-"]
     assert line_of(text, "Pyro NUTS jit e")[1:4] == ["2.0", "80.0", "82.0"]  # 4000 gradients at 50 a second
+
+
+def test_the_overview_has_a_line_for_each_problem():
+    rows = [
+        *(row("ours_nuts", 4, speed, seed=i) for i, speed in enumerate((10.0, 30.0, 500.0))),
+        row("ours_nuts", 4, 777.0, kept=99),  # of other settings than most
+        row("numpyro_nuts", 16, 20.0, r_hat=1.02),
+        row("numpyro_nuts", 16, 20.0, problem="mlp2"),
+        pyro_row(),
+        row("ours_nuts", 4, 1.0, r_hat=1.1, mode="first400", total_s=8.04, kept=400),
+    ]
+    text = overview.render(rows)
+    assert max(map(len, text.splitlines())) <= 80
+    speeds, firsts = ([line.split() for line in part.splitlines()] for part in text.split("\n\n")[:2])
+    assert speeds[2] == ["NUTS", "ChEES", "vec", "seq", "par", "BlackJAX", "Pyro", "e"]
+    assert speeds[3] == ["mlp1", "30.0", "-", "20.0*", "-", "-", "-", "1.00*"]  # Pyro's from NumPyro's, by gradients
+    assert speeds[4] == ["mlp2", "-", "-", "20.0", "-", "-", "-", "-"]
+    assert firsts[3] == ["mlp1", "8.0", "-", "-", "-", "-", "-"] and len(firsts) == 4
 
 
 def test_a_run_is_resumed_and_failures_are_tried_again(tmp_path, monkeypatch):
