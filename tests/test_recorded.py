@@ -170,7 +170,9 @@ EXTERNAL = {
 }
 
 
-@pytest.mark.parametrize("operation", EXTERNAL)
+@pytest.mark.parametrize(
+    "operation", [pytest.param(name, marks=pytest.mark.slow if name == "cumprod" else ()) for name in EXTERNAL]
+)
 def test_what_would_be_no_kernel_is_compiled_once_and_in_larger_blocks(operation, monkeypatch):
     def program(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
