@@ -51,9 +51,11 @@ def speeds(problem: str, rows: list[Row]) -> list[str]:
     threads, warmup, kept = settings_of(rows[0])
     best = {name: choose(rows, name) for name in SAMPLERS}
     extrapolate(best)
+    seeds = len({row["seed"] for row in rows})
     lines = [
         str(PROBLEMS[problem]),
-        f"{threads} threads, {warmup} warmup a chain, {kept} kept in all; medians of {len({r['seed'] for r in rows})} seeds",
+        f"{threads} threads, {warmup} warmup a chain, {kept} kept in all; "
+        + (f"medians of {seeds} seeds" if seeds > 1 else "one seed"),
         " " * 23 + f"{'ESS a second':>16}",
         cells(SPEED, SPEED),
     ]
