@@ -208,9 +208,12 @@ def test_an_interrupt_keeps_the_draws_of_all_parts(rows, all_processes):
 
     MODEL.fit(rows, inference="nuts", chains=2, device=TWO, max_tree_depth=4, **QUICK)  # the processes are there
 
+    def processes():
+        return set(reusable_executor._executor._processes)
+
     def press():
         time.sleep(5)
-        for pid in [os.getpid(), *(reusable_executor._executor._processes if all_processes else ())]:
+        for pid in [os.getpid(), *(processes() if all_processes else ())]:
             os.kill(pid, signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
@@ -221,8 +224,12 @@ def test_an_interrupt_keeps_the_draws_of_all_parts(rows, all_processes):
         )
     assert 0 < posterior.draws.z.shape[1] < 1_000_000 and posterior.attrs["complete"] is False
     assert signal.getsignal(signal.SIGINT) is before
+    waiting = processes()
+    for pid in waiting:  # as of those whose part has ended before others
+        os.kill(pid, signal.SIGINT)
+    time.sleep(1)
     whole = MODEL.fit(rows, inference="nuts", chains=2, device=TWO, max_tree_depth=4, **QUICK | {"thin": 10}).draws.z
-    assert torch.equal(posterior.draws.z[:, :10], whole)
+    assert torch.equal(posterior.draws.z[:, :10], whole) and processes() == waiting
 
 
 @pytest.mark.slow
